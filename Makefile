@@ -1,0 +1,44 @@
+# `make demo` and `make test` need only Python 3.10 or newer, git and make.
+PYTHON ?= python3
+WORKSPACE ?= demo-workspace
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench clean
+
+help: ## show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "Python 3.10 or newer is needed: make PYTHON=python3.11 ..." >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+		|| { echo "no venv could be made; on Debian: apt-get install python3-venv" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary \
+		--constraint constraints.txt --editable '.[lite,dev]'
+	@touch $(STAMP)
+
+install: $(STAMP) ## make .venv and install everything into it
+
+demo: $(STAMP) ## the whole main job on 700 synthetic images (WORKSPACE=folder)
+	$(BIN)/iqa-ray demo --workspace "$(WORKSPACE)"
+
+test: $(STAMP) ## every test
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the code in the common style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## measure; prints JSON
+	$(BIN)/python -m benchmarks
+
+clean: ## remove .venv, caches and the demo's workspace
+	rm -rf $(VENV) demo-workspace build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

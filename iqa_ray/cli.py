@@ -1,0 +1,142 @@
+"""The command line: `iqa-ray <job>`. The scripts in jobs/ call the same `main`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import iqa_ray
+from iqa_ray.config import build_parser, parse_job
+from iqa_ray.errors import IncompleteError, UsageError
+
+DONE, INCOMPLETE, UNUSABLE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Command:
+    """A job: where its settings, its function and its description for people are found."""
+
+    module: str
+    job: str
+    run: str
+    describe: str
+    summary: str
+    examples: str
+
+    def load(self, attribute: str) -> Any:
+        return getattr(import_module(self.module), attribute)
+
+
+COMMANDS = {
+    "make-data": Command(
+        "iqa_ray.data.jobs", "MakeDataJob", "run_make_data", "describe_data",
+        "make synthetic photographs of dot-matrix codes, with a known defocus each",
+        "iqa-ray make-data codes\n"
+        "iqa-ray make-data codes --num-images 2000 --image-size 320 --seed 7",
+    ),
+    "score": Command(
+        "iqa_ray.scoring", "ScoreJob", "run_score", "describe_scores",
+        "score every image with no-reference quality metrics",
+        "iqa-ray score photos --workspace ws\n"
+        "iqa-ray score photos.csv --workspace ws --metrics lapm,wavs,brisque\n"
+        "iqa-ray score s3://bucket/photos --workspace s3://bucket/ws --address auto",
+    ),
+    "predict": Command(
+        "iqa_ray.predicting", "PredictJob", "run_predict", "describe_predictions",
+        "get a prediction for every scored image",
+        "iqa-ray predict --workspace ws --predictions mine.csv\n"
+        "iqa-ray predict --workspace ws --backbone efficientnet_lite0 --freeze-backbone "
+        "--train-images train\n"
+        "iqa-ray predict --workspace ws --backbone resnet34 --split 0.4 --epochs 40",
+    ),
+    "cutoffs": Command(
+        "iqa_ray.selection.jobs", "CutoffsJob", "run_cutoffs", "describe_cutoffs",
+        "learn each metric's cut-off from right and wrong predictions",
+        "iqa-ray cutoffs --workspace ws\n"
+        "iqa-ray cutoffs --workspace ws --metrics lapm,wavs --weighting prior\n"
+        "iqa-ray cutoffs --workspace ws --metrics wavs --cutoff lapm=0.206",
+    ),
+    "select": Command(
+        "iqa_ray.selection.jobs", "SelectJob", "run_select", "describe_selection",
+        "let the metrics vote and keep the images that pass",
+        "iqa-ray select --workspace ws\n"
+        "iqa-ray select --workspace ws --metrics lapm,wavs,niqe --rule any --link kept",
+    ),
+    "demo": Command(
+        "iqa_ray.demo", "DemoJob", "run_demo", "describe_demo",
+        "run the whole main job on synthetic images",
+        "iqa-ray demo --workspace demo-workspace",
+    ),
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 incomplete, 2 unusable input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except UsageError as error:
+        return _fail(str(error), UNUSABLE)
+    except IncompleteError as error:
+        return _fail(str(error), INCOMPLETE)
+    except KeyboardInterrupt:
+        return _fail(
+            "interrupted; what is finished is kept, run the same command again to go on", INCOMPLETE
+        )
+    except BrokenPipeError:
+        sys.stderr.close()
+        return INCOMPLETE
+
+
+def _run(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="iqa-ray",
+        description="Image-quality-guided dataset curation on Ray.",
+        epilog=_list_commands(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"iqa_ray {iqa_ray.__version__}")
+    parser.add_argument("command", choices=list(COMMANDS), metavar="COMMAND", help="see below")
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return UNUSABLE
+    chosen = parser.parse_args(arguments[:1])
+    command = COMMANDS[chosen.command]
+    model = command.load(command.job)
+    options = argparse.ArgumentParser(
+        prog=f"iqa-ray {chosen.command}",
+        description=model.__doc__,
+        epilog="examples:\n" + "\n".join(f"  {line}" for line in command.examples.splitlines()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    build_parser(options, model)
+    options.add_argument(
+        "--json", action="store_true", help="print the summary as JSON; all else goes to stderr"
+    )
+    parsed = options.parse_args(arguments[1:])
+    as_json = parsed.json
+    job = parse_job(model, parsed)
+    summary = command.load(command.run)(job)
+    describe: Callable[[dict[str, Any]], str] = command.load(command.describe)
+    print(json.dumps(summary, ensure_ascii=False) if as_json else describe(summary), flush=True)
+    return DONE
+
+
+def _list_commands() -> str:
+    lines = [f"  {name:10} {command.summary}" for name, command in COMMANDS.items()]
+    return "commands:\n" + "\n".join(lines) + "\n\n`iqa-ray COMMAND --help` shows its settings."
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    print(f"iqa-ray: {'error' if code == UNUSABLE else 'incomplete'}: {line}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""A job's settings: one frozen, validated model that is command line, YAML file and saved record.
+
+A job declares its settings once, as a subclass of `Job`. Field names become flags
+(`max_pixels` is `--max-pixels`), field descriptions become the help text, and the validated
+model is what `WS/configs/<job>-<utc>.yaml` records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from iqa_ray.errors import UsageError
+
+JobT = TypeVar("JobT", bound="Job")
+
+
+class Job(BaseModel):
+    """Settings that every job has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    address: str | None = Field(
+        default=None,
+        description="Ray cluster to use, where the job uses Ray: auto, ray://HOST:10001 or "
+        "HOST:6379 (default: local Ray)",
+    )
+
+
+class WorkspaceJob(Job):
+    """A job that reads or writes a workspace."""
+
+    workspace: str = Field(description="folder or URI (s3://, gs://) that holds the tables")
+
+
+def positional(description: str, metavar: str) -> Any:
+    """A required field that is given by position on the command line."""
+    return Field(
+        description=description, json_schema_extra={"positional": True, "metavar": metavar}
+    )
+
+
+def build_parser(parser: argparse.ArgumentParser, model: type[Job]) -> argparse.ArgumentParser:
+    """Add one argument a field of `model` to `parser`; nothing is given a default there."""
+    for name, field in model.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        text = (field.description or "").replace("%", "%%")
+        metavar = extra.get("metavar")
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text}
+        if metavar:
+            options["metavar"] = str(metavar)
+        if extra.get("positional"):
+            # optional for argparse, since --config may hold it; the model requires it
+            parser.add_argument(name, nargs="?", **options)
+            continue
+        if not field.is_required() and field.default not in (None, (), {}, False):
+            options["help"] = f"{text} (default: {format_value(field.default)})"
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", dest=name, **options, **_flag_kind(field.annotation)
+        )
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="read settings from a YAML file; flags win over it"
+    )
+    return parser
+
+
+def format_value(value: Any) -> str:
+    """A setting as it would be typed on the command line."""
+    if isinstance(value, tuple | list):
+        return ",".join(str(item) for item in value)
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={item}" for key, item in value.items())
+    return str(value)
+
+
+def _flag_kind(annotation: Any) -> dict[str, Any]:
+    """How argparse reads a field of this type; the model does the conversion of values."""
+    kinds = [
+        kind
+        for kind in (typing.get_args(annotation) if _is_union(annotation) else (annotation,))
+        if kind is not type(None)
+    ]
+    origin = typing.get_origin(kinds[0])
+    if kinds == [bool]:
+        return {"action": "store_true"}
+    if origin is tuple:
+        return {"type": _split_commas}
+    if origin is dict:
+        return {"action": "append", "metavar": "NAME=VALUE"}
+    if origin is typing.Literal and len(kinds) == 1:
+        return {"choices": typing.get_args(kinds[0])}
+    return {}
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _split_commas(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def make_job(model: type[JobT], settings: Mapping[str, Any]) -> JobT:
+    """Validate `settings`.
+
+    Raises:
+        UsageError: one line that names the flag and what is wrong with its value.
+    """
+    try:
+        return model.model_validate(dict(settings))
+    except ValidationError as error:
+        raise UsageError(_first_problem(model, error)) from None
+
+
+def parse_job(model: type[JobT], arguments: argparse.Namespace) -> JobT:
+    """The job that parsed `arguments` (and the file that `--config` names) describe."""
+    given = dict(vars(arguments))
+    config = given.pop("config", None)
+    settings = load_settings(config) if config else {}
+    for name, value in given.items():
+        if name not in model.model_fields:
+            continue
+        is_mapping = typing.get_origin(model.model_fields[name].annotation) is dict
+        settings[name] = _read_pairs(name, value) if is_mapping else value
+    return make_job(model, settings)
+
+
+def load_settings(path: str | Path) -> dict[str, Any]:
+    """Settings from a YAML file; keys may be written as fields (`max_pixels`) or flags."""
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise UsageError(f"--config {path} must hold `setting: value` lines")
+    return {str(key).replace("-", "_"): value for key, value in loaded.items()}
+
+
+def dump_settings(job: Job) -> str:
+    """The job as YAML that `--config` reads back."""
+    return yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_pairs(name: str, pairs: Sequence[str]) -> dict[str, str]:
+    items = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise UsageError(f"--{name.replace('_', '-')} {pair}: write NAME=VALUE")
+        items[key.strip()] = value.strip()
+    return items
+
+
+def _first_problem(model: type[Job], error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = problem["loc"]
+    name = str(where[0]) if where else ""
+    field = model.model_fields.get(name)
+    if field is None and name:
+        known = ", ".join(model.model_fields)
+        return f"unknown setting {name!r} in --config; known: {known}"
+    extra = field.json_schema_extra if field else None
+    is_positional = isinstance(extra, dict) and bool(extra.get("positional"))
+    flag = name.upper() if is_positional else f"--{name.replace('_', '-')}"
+    if problem["type"] == "missing":
+        return f"{flag} is required (on the command line or in --config)"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not name:
+        return message
+    if problem["type"] == "value_error":
+        return f"{flag}: {message}"
+    return f"{flag}: {message} (got {format_value(problem['input'])!r})"

@@ -1,0 +1,113 @@
+"""Reading and decoding one image file, whatever is in it.
+
+The rule for pixels: what `torchvision.datasets.folder.default_loader` would give the classifier,
+that is Pillow's `convert("RGB")` (alpha dropped, palettes looked up, CMYK converted), after the
+EXIF orientation is applied and with 16-bit samples cut to their high byte. Of an animated or
+multi-page file the first frame counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import warnings
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from iqa_ray.files import Location, one_line, read_bytes
+
+Status = Literal["ok", "unreadable", "too_large", "too_small", "undefined"]
+
+DEFAULT_MAX_PIXELS = 50_000_000
+# Pillow itself refuses to open more than twice its MAX_IMAGE_PIXELS
+LARGEST_MAX_PIXELS = 178_956_970
+
+_PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "JPEG2000")
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; `status` is the word for its row."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status: Status = status
+
+
+def hash_content(data: bytes) -> str:
+    """The content hash of a file's bytes: BLAKE2b, 128 bits, hexadecimal."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def read_image_bytes(location: Location) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        ImageError: `unreadable`, with the reason.
+    """
+    try:
+        data = read_bytes(location)
+    except (OSError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ImageError("unreadable", reason) from None
+    if not data:
+        raise ImageError("unreadable", "the file is empty")
+    return data
+
+
+def decode_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode an image file into (H, W, 3) uint8 RGB by the rule at the head of this module.
+
+    Args:
+        data: the bytes of a JPEG, PNG, BMP, TIFF, WebP or JPEG 2000 file.
+        max_pixels: larger images are refused by their header, before any decoding.
+
+    Raises:
+        ImageError: `too_large`, or `unreadable` with the decoder's reason.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
+                if math.prod(image.size) > max_pixels:
+                    width, height = image.size
+                    raise ImageError(
+                        "too_large",
+                        f"{width}x{height} px is over the limit of {max_pixels:,} pixels",
+                    )
+                return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_large", one_line(error)) from None
+    except MemoryError:
+        raise ImageError("too_large", "not enough memory to decode it") from None
+    except Exception as error:  # decoders of untrusted bytes raise almost anything
+        raise ImageError("unreadable", _decoding_reason(error)) from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16"):
+        high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return Image.fromarray(high_byte).convert("RGB")
+    if image.mode == "I":
+        samples = np.asarray(image)
+        if samples.min() < 0 or samples.max() > 65535:
+            raise ValueError("32-bit samples beyond 0..65535 have no 8-bit equivalent")
+        return Image.fromarray((samples >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point samples have no 8-bit equivalent")
+    return image.convert("RGB")
+
+
+def _decoding_reason(error: Exception) -> str:
+    text = one_line(error)
+    if "cannot identify image file" in text:
+        return "not an image in a format that is read here"
+    return text

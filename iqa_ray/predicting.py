@@ -1,0 +1,320 @@
+"""Predictions: what a classifier says of the scored images, the user's own or one trained here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import compute as pc
+from pydantic import Field, model_validator
+
+from iqa_ray import cluster
+from iqa_ray.config import WorkspaceJob
+from iqa_ray.decoding import DEFAULT_MAX_PIXELS
+from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.files import locate, write_bytes
+from iqa_ray.holdout import find_same_images, find_split
+from iqa_ray.images import LabelMode, list_images
+from iqa_ray.predictions import PREDICTIONS_FILE, import_predictions, judge_predictions
+from iqa_ray.progress import LINE_INTERVAL_S, Progress, log
+from iqa_ray.store import Fingerprints, Workspace, find_missing, make_fingerprints
+
+_SHARD_SIZE = 64
+BackboneName = Literal[
+    "resnet34", "resnet18", "alexnet", "vgg19", "efficientnet_lite0", "simplenet"
+]
+
+
+class PredictJob(WorkspaceJob):
+    """Get a prediction for every scored image: import them, or train a classifier and apply it."""
+
+    predictions: str | None = Field(
+        default=None,
+        description="what your own model said: CSV or Parquet with path, label, predicted, "
+        "confidence",
+    )
+    backbone: BackboneName | None = Field(
+        default=None, description="train this network instead of reading --predictions"
+    )
+    train_images: str | None = Field(
+        default=None, description="folder, manifest or URI of labelled images to train on"
+    )
+    split: str | None = Field(
+        default=None,
+        description="train on a part of the scored images and hold it out from predictions: a "
+        "value of the manifest's split column (train), or a share drawn at random (0.4)",
+    )
+    labels: LabelMode = Field(
+        default="parent", description="where labels of --train-images come from: parent, top"
+    )
+    weights: str = Field(
+        default="imagenet", description="initial weights: imagenet, none or a file"
+    )
+    epochs: int = Field(default=40, ge=1, description="passes over the training images")
+    image_size: int = Field(default=224, ge=16, description="pixels a side that the network sees")
+    batch_size: int = Field(default=32, ge=1, description="images a training step")
+    lr: float = Field(default=1e-4, gt=0, description="learning rate of Adam")
+    freeze_backbone: bool = Field(
+        default=False, description="compute features once and train only a linear head"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of training and of a random --split")
+    num_actors: int | None = Field(
+        default=None, ge=1, description="predicting actors (default: one a GPU, or one a CPU)"
+    )
+
+    @model_validator(mode="after")
+    def _check_source(self) -> PredictJob:
+        if (self.predictions is None) == (self.backbone is None):
+            raise ValueError("give either --predictions FILE or --backbone NAME")
+        if self.backbone and (self.train_images is None) == (self.split is None):
+            raise ValueError(
+                "--backbone needs images to train on: give either --train-images or --split"
+            )
+        return self
+
+
+def run_predict(job: PredictJob) -> dict[str, Any]:
+    """Write `predictions.parquet` and return the run's summary.
+
+    Raises:
+        UsageError: unusable input, or training images among those to be predicted.
+        IncompleteError: training or some predictions failed; the next run goes on.
+    """
+    start_s = time.monotonic()
+    workspace = Workspace(job.workspace)
+    images = workspace.read_table("images.parquet", "score IMAGES")
+    workspace.prepare()
+    if job.predictions is not None:
+        table, details = import_predictions(workspace, images, job.predictions)
+    else:
+        table, details = _train_and_predict(workspace, images, job)
+    workspace.write_table(PREDICTIONS_FILE, table)
+    workspace.record_config("predict", job)
+    judged = table.column("correct").drop_null()
+    num_correct = int(pc.sum(judged).as_py() or 0)
+    return {
+        "num_images": images.num_rows,
+        "num_predicted": table.num_rows - table.column("predicted").null_count,
+        "num_judged": len(judged),
+        "num_correct": num_correct,
+        "accuracy": round(num_correct / len(judged), 4) if len(judged) else None,
+        **details,
+        "seconds": round(time.monotonic() - start_s, 3),
+        "workspace": str(workspace),
+    }
+
+
+def _train_and_predict(
+    workspace: Workspace, images: pa.Table, job: PredictJob
+) -> tuple[pa.Table, dict[str, Any]]:
+    from iqa_ray.training import backbones, seeds
+    from iqa_ray.training.loop import Recipe
+
+    assert job.backbone is not None
+    record = workspace.read_record("images.parquet") or {}
+    options = locate(record.get("images", "")).options
+    training, train_options = _choose_training_images(images, job, options)
+    chosen, held_out = _hold_out(images, options, training, train_options, job)
+    backbones.find_weights(job.backbone, job.weights)  # before any actor starts
+    recipe = Recipe(
+        job.backbone, job.weights, job.epochs, job.image_size, job.batch_size, job.lr,
+        job.freeze_backbone, job.seed,
+    )  # fmt: skip
+    settings = json.dumps({**asdict(recipe), "labels": training.column("label").to_pylist()})
+    fingerprints = make_fingerprints(training, settings)
+    key = hashlib.blake2b(fingerprints.tobytes(), digest_size=10).hexdigest()
+    model_file = workspace.location / f"models/{key}.pt"
+    max_pixels = int(record.get("max_pixels", DEFAULT_MAX_PIXELS))
+    with cluster.connect(job.address):
+        if workspace.has(f"models/{key}.pt"):
+            log(f"{job.backbone} was trained on these {training.num_rows:,} images before")
+        else:
+            log(f"training {job.backbone} on {training.num_rows:,} images for {job.epochs} epochs")
+            paths, labels = (training.column(name).to_pylist() for name in ("path", "label"))
+            training_set = seeds.TrainingSet(paths, labels, train_options, max_pixels)
+            data = seeds.train_on_ray(
+                recipe, training_set, workspace.location / "train", key, _TrainingReport(job.epochs)
+            )
+            write_bytes(model_file, data)
+        _predict_missing(workspace, chosen, key, options, max_pixels, job)
+    classes = set(seeds.load_checkpoint(model_file)["classes"])
+    parts = workspace.parts(_parts_folder(key)).read()
+    assert parts is not None, "every chosen image has a row"
+    frame = chosen.select(["image_id", "path", "label"]).to_pandas()
+    predicted = parts.select(["image_id", "predicted", "confidence"]).to_pandas()
+    frame = frame.merge(predicted, on="image_id")
+    unseen = set(frame["label"].dropna()) - classes
+    if unseen:
+        log(f"labels that the classifier never saw are not judged: {', '.join(sorted(unseen))}")
+    if not set(frame["label"].dropna()) & classes:
+        raise UsageError(
+            "no label of the scored images is a class of the classifier: compare --labels of "
+            f"`score` and `predict` (a class: {min(classes)!r})"
+        )
+    details = {
+        "backbone": job.backbone,
+        "num_trained_on": training.num_rows,
+        "num_held_out": held_out,
+        "model": str(model_file),
+    }
+    return judge_predictions(frame, classes), details
+
+
+class _TrainingReport:
+    """Says how training goes: every epoch, or one every few seconds where epochs are quick."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+        self._last_line_s = -LINE_INTERVAL_S
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if "loaded" in event:
+            lost = f", {event['unreadable']} of them unreadable" if event["unreadable"] else ""
+            log(f"loaded {event['loaded']:,} training images{lost}")
+            return
+        now_s = time.monotonic()
+        if event["epoch"] < self._epochs and now_s - self._last_line_s < LINE_INTERVAL_S:
+            return
+        self._last_line_s = now_s
+        log(
+            f"epoch {event['epoch']} of {self._epochs}: loss {event['loss']:.4f}, "
+            f"accuracy {event['accuracy']:.3f}, {event['seconds']:.1f} s"
+        )
+
+
+def _choose_training_images(
+    images: pa.Table, job: PredictJob, options: str
+) -> tuple[pa.Table, str]:
+    """The labelled images to train on, and the options of their URI."""
+    if job.train_images is not None:
+        listing = list_images(job.train_images, job.labels)
+        training, options, where = listing.table, listing.root.options, job.train_images
+    else:
+        training, where = (
+            images.filter(pa.array(find_split(images, job.split or "", job.seed))),
+            f"--split {job.split}",
+        )
+    training = training.filter(pc.is_valid(training.column("label")))
+    if pc.count_distinct(training.column("label")).as_py() < 2:
+        raise UsageError(f"{where}: training needs labelled images of at least two classes")
+    return training, options
+
+
+def _hold_out(
+    images: pa.Table, options: str, training: pa.Table, train_options: str, job: PredictJob
+) -> tuple[pa.Table, int]:
+    """The images to predict: none that the classifier was trained on, by path or by content."""
+    same = find_same_images(images, options, training, train_options)
+    if job.train_images is not None and same.any():
+        first = images.column("path")[int(np.flatnonzero(same)[0])].as_py()
+        raise UsageError(
+            f"--train-images {job.train_images}: {same.sum():,} of them are among the scored "
+            f"images (such as {first!r}), and cut-offs must not be fitted on training images: "
+            "give others, or hold a part of the scored images out with --split"
+        )
+    num_copies = int(same.sum()) - (training.num_rows if job.split else 0)
+    if num_copies > 0:
+        log(f"{num_copies:,} images have the same content as a training image: held out as well")
+    if same.all():
+        raise UsageError(f"--split {job.split}: it leaves no image to predict")
+    if job.split:
+        log(f"held out for training (split {job.split}): {training.num_rows:,} images")
+    return images.filter(pa.array(~same)), int(same.sum())
+
+
+# --- applying it ------------------------------------------------------------------------------
+
+
+class ShardPredictor:
+    """Applies a trained classifier to shards (images, fingerprints) and writes their parts."""
+
+    def __init__(self, workspace: str, key: str, options: str, max_pixels: int) -> None:
+        import torch
+
+        from iqa_ray.training import backbones, loop, seeds
+
+        torch.set_num_threads(1)
+        self._parts = Workspace(workspace).parts(_parts_folder(key))
+        loaded = seeds.load_checkpoint(locate(workspace) / f"models/{key}.pt")
+        self._classes, self._image_size = loaded["classes"], loaded["image_size"]
+        self._model = backbones.create(loaded["backbone"], len(self._classes))
+        self._model.load_state_dict(loaded["state"])
+        self._model.to(loop.pick_device()).eval()
+        self._options, self._max_pixels, self._key = options, max_pixels, key
+
+    def __call__(self, shard: tuple[pa.Table, Fingerprints]) -> int:
+        """Returns the number of images."""
+        from iqa_ray.training import loop
+
+        images, fingerprints = shard
+        paths = images.column("path").to_pylist()
+        pixels, readable = loop.load_pixels(
+            paths, self._image_size, self._max_pixels, self._options, num_threads=2
+        )
+        chances = loop.predict_probabilities(self._model, pixels)
+        names = np.array(self._classes, dtype=object)[chances.argmax(1)]
+        columns = {
+            "image_id": images.column("image_id"),
+            "path": images.column("path"),
+            "predicted": pa.array(names, pa.string(), mask=~readable),
+            "confidence": pa.array(chances.max(1).astype(np.float64), mask=~readable),
+        }
+        self._parts.write(pa.table(columns), fingerprints, self._key)
+        return len(paths)
+
+
+def _parts_folder(key: str) -> str:
+    return f"predictions/model={key}"
+
+
+def _predict_missing(
+    workspace: Workspace,
+    images: pa.Table,
+    key: str,
+    options: str,
+    max_pixels: int,
+    job: PredictJob,
+) -> None:
+    parts = workspace.parts(_parts_folder(key))
+    fingerprints = make_fingerprints(images, key)
+    parts.drop_stale(images.column("image_id").combine_chunks(), fingerprints)
+    rows = np.flatnonzero(find_missing(parts.done(), fingerprints))
+    if not len(rows):
+        return
+    columns = images.select(["image_id", "path"])
+    pieces = [rows[start : start + _SHARD_SIZE] for start in range(0, len(rows), _SHARD_SIZE)]
+    shards = [(columns.take(piece), fingerprints[piece]) for piece in pieces]
+    resources = cluster.Resources(num_cpus=1.0, num_gpus=min(1.0, cluster.count_gpus()))
+    num_actors = cluster.count_actors(job.num_actors, resources, len(shards))
+    make = partial(ShardPredictor, str(workspace), key, options, max_pixels)
+    with Progress(len(rows), "predict") as progress:
+        failures = cluster.run_shards(
+            make, shards, num_actors, resources, lambda _, done: progress.update(done)
+        )
+    if failures:
+        raise IncompleteError(
+            f"{len(failures)} of {len(shards)} shards have no predictions: {failures[0].reason}; "
+            "run the same command again to complete them"
+        )
+
+
+def describe_predictions(summary: dict[str, Any]) -> str:
+    """The summary for people."""
+    accuracy = "unknown" if summary["accuracy"] is None else f"{summary['accuracy']:.1%}"
+    lines = [
+        f"predictions for {summary['num_predicted']:,} of {summary['num_images']:,} images, "
+        f"right on {summary['num_correct']:,} of {summary['num_judged']:,} ({accuracy})"
+    ]
+    if "backbone" in summary:
+        lines.append(
+            f"{summary['backbone']} trained on {summary['num_trained_on']:,} images; "
+            f"{summary['num_held_out']:,} scored images held out"
+        )
+    lines.append(f"written: {summary['workspace']}/{PREDICTIONS_FILE}")
+    return "\n".join(lines)

@@ -1,0 +1,109 @@
+"""The table of predictions, and the import of what a user's own model said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from iqa_ray.errors import UsageError
+from iqa_ray.files import locate
+from iqa_ray.images import make_image_id, read_manifest, relative_name
+from iqa_ray.progress import log
+from iqa_ray.store import Workspace
+
+PREDICTIONS_FILE = "predictions.parquet"
+PREDICTIONS_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("path", pa.string()),
+        ("label", pa.string()),
+        ("predicted", pa.string()),
+        ("confidence", pa.float64()),
+        ("correct", pa.bool_()),
+    ]
+)
+
+
+def import_predictions(
+    workspace: Workspace, images: pa.Table, file: str
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Read a user's predictions and match them with the images of the workspace.
+
+    Args:
+        images: the workspace's image table.
+        file: CSV or Parquet with `path` and `predicted`, and optionally `label`, `confidence`.
+            Paths may be as listed, relative to the images' root, or to the present folder.
+
+    Returns:
+        The table (PREDICTIONS_SCHEMA), and its origin for the run's summary.
+
+    Raises:
+        UsageError: a column is missing, no path is known, or one is there twice.
+    """
+    location = locate(file)
+    given = read_manifest(location, ["path", "label", "predicted", "confidence"])
+    if "predicted" not in given.column_names:
+        raise UsageError(f"{file} has no column `predicted`")
+    frame = given.to_pandas()
+    root = locate((workspace.read_record("images.parquet") or {}).get("root", ""))
+    frame["image_id"] = _match_paths(frame["path"], images, str(root))
+    known = frame.dropna(subset=["image_id"])
+    if known.empty:
+        raise UsageError(
+            f"{file}: none of its {len(frame):,} paths is an image of {workspace} (the first: "
+            f"{frame['path'].iat[0]!r}; there: {images.column('path')[0].as_py()!r})"
+        )
+    repeated = known.loc[known["image_id"].duplicated(), "path"]
+    if len(repeated):
+        raise UsageError(f"{file} has more than one row for {repeated.iat[0]!r}")
+    if len(known) < len(frame):
+        log(f"{file}: {len(frame) - len(known):,} rows are of images not in {workspace}: left out")
+    confidence = pd.Series(np.nan, known.index)
+    if "confidence" in known:
+        confidence = pd.to_numeric(known["confidence"], errors="coerce")
+        if (confidence.isna() & known["confidence"].notna()).any():
+            raise UsageError(f"{file}: column `confidence` must hold numbers")
+    described = images.select(["image_id", "path", "label"]).to_pandas()
+    result = described.merge(
+        known[["image_id", "predicted"]].assign(confidence=confidence), on="image_id"
+    )
+    if "label" in known:
+        labels = known.set_index("image_id")["label"]
+        result["label"] = result["image_id"].map(labels).fillna(result["label"])
+    return judge_predictions(result), {"predictions": str(location)}
+
+
+def _match_paths(paths: pd.Series[str], images: pa.Table, root: str) -> list[str | None]:
+    """Ids of images by path: as listed, or relative to the images' root or to this folder."""
+    by_path = dict(
+        zip(images.column("path").to_pylist(), images.column("image_id").to_pylist(), strict=True)
+    )
+    ids = set(by_path.values())
+    base = locate(root)
+
+    def find(path: str | None) -> str | None:
+        if not path:
+            return None
+        here = str(locate(path))
+        for candidate in (path, here):
+            if candidate in by_path:
+                return by_path[candidate]
+        name = relative_name(path, base).removeprefix("./")
+        image_id = make_image_id(name)
+        return image_id if image_id in ids else None
+
+    return [find(path) for path in paths]
+
+
+def judge_predictions(frame: pd.DataFrame, classes: set[str] | None = None) -> pa.Table:
+    """Add `correct`: null without a label or prediction, or for a label that has no class."""
+    correct = (frame["predicted"] == frame["label"]).astype("boolean")
+    unknown = frame["label"].isna() | frame["predicted"].isna()
+    if classes is not None:
+        unknown |= ~frame["label"].isin(classes)
+    frame["correct"] = correct.mask(unknown)
+    frame = frame[PREDICTIONS_SCHEMA.names]
+    return pa.Table.from_pandas(frame, PREDICTIONS_SCHEMA, preserve_index=False)

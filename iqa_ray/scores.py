@@ -1,0 +1,99 @@
+"""The tables of scores: where they lie in the workspace, and reading them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from pyarrow import compute as pc
+
+from iqa_ray.errors import UsageError
+from iqa_ray.metrics.spec import SPECS, get_spec
+from iqa_ray.store import Workspace
+
+SCORES_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("path", pa.string()),
+        ("content_hash", pa.string()),
+        ("score", pa.float64()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+
+
+def scores_folder(metric: str, version: str) -> str:
+    """Where the workspace keeps a metric's scores."""
+    return f"scores/metric={metric}/version={version}"
+
+
+def scored_metrics(workspace: Workspace) -> list[str]:
+    """The metrics that have scores at their present version, in the order of the spec table."""
+    return [
+        name
+        for name, spec in SPECS.items()
+        if workspace.parts(scores_folder(name, spec.version)).exist()
+    ]
+
+
+def read_scores(workspace: Workspace, name: str) -> pa.Table:
+    """A metric's scores (SCORES_SCHEMA) at its present version.
+
+    Raises:
+        UsageError: there are none.
+    """
+    table = workspace.parts(scores_folder(name, get_spec(name).version)).read()
+    if table is None:
+        raise UsageError(
+            f"{workspace} has no {name} scores: run `iqa-ray score IMAGES --workspace {workspace} "
+            f"--metrics {name}` first"
+        )
+    return table
+
+
+def count_failures(workspace: Workspace, names: Sequence[str], images: pa.Table) -> dict[str, Any]:
+    """Images without a score for some metric: their number, and examples by metric and status."""
+    failed: set[str] = set()
+    report: dict[str, Any] = {}
+    listed = images.column("image_id").combine_chunks()
+    for name in names:
+        parts = workspace.parts(scores_folder(name, get_spec(name).version))
+        table = parts.read(["image_id", "path", "status", "error"], pc.field("status") != "ok")
+        if table is None:
+            continue
+        table = table.filter(pc.is_in(table.column("image_id"), value_set=listed))
+        for row in table.to_pylist():
+            failed.add(row["image_id"])
+            entry = report.setdefault(name, {}).setdefault(
+                row["status"], {"num_images": 0, "example": row["path"], "error": row["error"]}
+            )
+            entry["num_images"] += 1
+    return {"images": len(failed), **report}
+
+
+def scores_frame(workspace: Workspace, names: Sequence[str]) -> pd.DataFrame:
+    """One row a listed image: image_id, path, label, split, content_hash, a column a metric
+    (float64, NaN without a score), status (`ok`, or the first metric's that is not) and error.
+    """
+    frame = workspace.read_table("images.parquet", "score IMAGES").to_pandas()
+    frame = frame.drop(columns=["size_bytes", "mtime_ns"]).set_index("image_id", drop=False)
+    frame["content_hash"] = None
+    statuses, errors = [], []
+    for name in names:
+        scores = read_scores(workspace, name).to_pandas().set_index("image_id")
+        scores = scores.reindex(frame.index)
+        frame[name] = scores["score"].astype("float64")
+        frame["content_hash"] = frame["content_hash"].fillna(scores["content_hash"])
+        statuses.append(scores["status"].fillna("unscored"))
+        errors.append((name + ": " + scores["error"]).where(scores["status"] != "ok"))
+    frame["status"] = pd.concat(statuses, axis=1).apply(_first_problem, axis=1)
+    frame["error"] = pd.concat(errors, axis=1).apply(lambda row: "; ".join(row.dropna()), axis=1)
+    return frame.reset_index(drop=True)
+
+
+def _first_problem(statuses: pd.Series[str]) -> str:
+    problems = [status for status in statuses if status != "ok"]
+    return problems[0] if problems else "ok"

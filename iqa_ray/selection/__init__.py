@@ -1,0 +1,1 @@
+"""From scores and predictions to the subset worth training on."""

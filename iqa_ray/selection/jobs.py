@@ -1,0 +1,242 @@
+"""The jobs `cutoffs` and `select`: tables in, tables out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pydantic import Field, field_validator
+
+from iqa_ray.config import WorkspaceJob
+from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.files import locate
+from iqa_ray.metrics.spec import get_spec
+from iqa_ray.progress import log
+from iqa_ray.scores import read_scores, scored_metrics
+from iqa_ray.selection.cutoffs import (
+    Bandwidth,
+    Cutoff,
+    Weighting,
+    fit_cutoff,
+    name_direction,
+)
+from iqa_ray.selection.subsets import link_kept, list_kept
+from iqa_ray.selection.votes import Rule, cast_votes, votes_to_reject
+from iqa_ray.store import Workspace
+
+CUTOFFS_FILE = "cutoffs.json"
+SELECTION_FILE = "selection.parquet"
+KEPT_FILE = "kept.csv"
+
+
+def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        get_spec(name)
+    return tuple(dict.fromkeys(names))
+
+
+class CutoffsJob(WorkspaceJob):
+    """Learn each metric's cut-off from the scores of right and wrong predictions."""
+
+    metrics: tuple[str, ...] = Field(
+        default=(), description="metrics, separated by commas (default: all that have scores)"
+    )
+    bandwidth: Bandwidth = Field(
+        default="scott",
+        description="kernel width: scott, silverman, or a factor of the standard deviation",
+    )
+    weighting: Weighting = Field(
+        default="equal",
+        description="equal: densities of equal area (the paper's Figure 3); prior: weighted by "
+        "the number of right and wrong predictions",
+    )
+    min_wrong: int = Field(
+        default=10, ge=2, description="with fewer wrong predictions a metric gets no cut-off"
+    )
+    cutoff: dict[str, float] = Field(
+        default={}, description="set a metric's cut-off by hand, such as lapm=0.206; repeatable"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the bootstrap")
+
+    _metrics = field_validator("metrics")(_check_names)
+
+    @field_validator("cutoff")
+    @classmethod
+    def _check_cutoffs(cls, values: dict[str, float]) -> dict[str, float]:
+        _check_names(tuple(values))
+        for name, value in values.items():
+            if not np.isfinite(value):
+                raise ValueError(f"{name}={value} is not a finite number")
+        return values
+
+    @field_validator("bandwidth")
+    @classmethod
+    def _check_bandwidth(cls, value: Bandwidth) -> Bandwidth:
+        if isinstance(value, float) and not (np.isfinite(value) and value > 0):
+            raise ValueError("a factor must be above 0")
+        return value
+
+
+class SelectJob(WorkspaceJob):
+    """Let the metrics vote with their cut-offs and keep the images that pass."""
+
+    metrics: tuple[str, ...] = Field(
+        default=(), description="voters, separated by commas (default: all that have a cut-off)"
+    )
+    rule: Rule = Field(
+        default="majority",
+        description="low votes that reject an image: majority (more than half), any, "
+        "all or a number",
+    )
+    link: str | None = Field(
+        default=None,
+        description="also make this folder of links to the kept images, for ImageFolder",
+    )
+    copy_files: bool = Field(default=False, description="with --link: copy instead of linking")
+
+    _metrics = field_validator("metrics")(_check_names)
+
+
+def run_cutoffs(job: CutoffsJob) -> dict[str, Any]:
+    """Fit and write `cutoffs.json`; returns one entry a metric, as the file has it.
+
+    Raises:
+        UsageError: no scores or no predictions.
+        IncompleteError: no metric has a cut-off.
+    """
+    workspace = Workspace(job.workspace)
+    fitted = [name for name in job.metrics or scored_metrics(workspace) if name not in job.cutoff]
+    if not fitted and not job.cutoff:
+        raise UsageError(
+            f"{workspace} has no scores: run `iqa-ray score IMAGES --workspace {workspace}` first"
+        )
+    cutoffs = {}
+    if fitted:
+        columns = ["image_id", "correct"]
+        predictions = workspace.read_table("predictions.parquet", "predict")
+        predictions = predictions.select(columns).to_pandas().dropna()
+        for name in fitted:
+            cutoffs[name] = _fit(workspace, name, predictions, job)
+    for name, value in job.cutoff.items():
+        direction = name_direction(get_spec(name).higher_is_better)
+        cutoffs[name] = Cutoff(value, direction, source="manual")
+    entries = {name: cutoff.to_json() for name, cutoff in cutoffs.items()}
+    workspace.prepare()
+    workspace.write_json(CUTOFFS_FILE, entries)
+    workspace.record_config("cutoffs", job)
+    if all(cutoff.value is None for cutoff in cutoffs.values()):
+        reasons = "; ".join(f"{name}: {cutoff.reason}" for name, cutoff in cutoffs.items())
+        raise IncompleteError(f"no metric has a cut-off ({reasons}); --cutoff NAME=VALUE sets one")
+    return entries
+
+
+def _fit(workspace: Workspace, name: str, predictions: pd.DataFrame, job: CutoffsJob) -> Cutoff:
+    scores = read_scores(workspace, name).select(["image_id", "score"]).to_pandas().dropna()
+    joined = predictions.merge(scores, on="image_id")
+    return fit_cutoff(
+        joined["score"].to_numpy(np.float64),
+        joined["correct"].to_numpy(bool),
+        get_spec(name).higher_is_better,
+        bandwidth=job.bandwidth,
+        weighting=job.weighting,
+        min_wrong=job.min_wrong,
+        seed=job.seed,
+    )
+
+
+def describe_cutoffs(entries: dict[str, Any]) -> str:
+    """The cut-offs as a table for people."""
+    lines = [
+        f"{'metric':10} {'better':7} {'cut-off':>10} {'95% interval':>23} "
+        f"{'AUC':>6} {'right':>7} {'wrong':>6}  note"
+    ]
+    for name, entry in entries.items():
+        counts = entry["counts"] or {}
+        value = "none" if entry["value"] is None else f"{entry['value']:.4g}"
+        ci = "–" if entry["ci"] is None else "{:.4g} … {:.4g}".format(*entry["ci"])
+        auc = "–" if entry["separation"] is None else f"{entry['separation']:.3f}"
+        share = entry["valid_share"]
+        note = entry["reason"] or ("set by hand" if entry["source"] == "manual" else "")
+        if share is not None and share < 0.95:
+            note = f"a crossing in only {share:.0%} of the resamples"
+        lines.append(
+            f"{name:10} {entry['direction'].split('_')[0]:7} {value:>10} {ci:>23} {auc:>6} "
+            f"{counts.get('correct', '–'):>7} {counts.get('incorrect', '–'):>6}  {note}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def run_select(job: SelectJob) -> dict[str, Any]:
+    """Vote and write `selection.parquet` and `kept.csv`; returns the run's summary.
+
+    Raises:
+        UsageError: no images, scores or cut-offs, or a rule that the voters cannot meet.
+    """
+    workspace = Workspace(job.workspace)
+    cutoffs = _choose_voters(workspace, job)
+    try:
+        votes_to_reject(job.rule, len(cutoffs))
+    except ValueError as error:
+        raise UsageError(f"--rule: {error}") from None
+    images = workspace.read_table("images.parquet", "score IMAGES")
+    frame = images.select(["image_id", "path", "label"]).to_pandas()
+    for name in cutoffs:
+        scores = read_scores(workspace, name).select(["image_id", "score", "error"]).to_pandas()
+        scores = scores.set_index("image_id").reindex(frame["image_id"])
+        frame[name] = scores["score"].to_numpy(np.float64)
+        frame[f"{name}_error"] = scores["error"].fillna("not scored yet").to_numpy()
+    selection = cast_votes(frame, cutoffs, job.rule)
+    workspace.prepare()
+    workspace.write_table(SELECTION_FILE, pa.Table.from_pandas(selection, preserve_index=False))
+    workspace.write_text(KEPT_FILE, list_kept(selection))
+    workspace.record_config("select", job)
+    num_kept = int(selection["keep"].sum())
+    if not num_kept:
+        log("no image was kept: look at the cut-offs, or use another --rule")
+    num_linked = 0
+    if job.link:
+        options = locate((workspace.read_record("images.parquet") or {}).get("images", "")).options
+        num_linked = link_kept(selection, job.link, copy=job.copy_files, options=options)
+    return {
+        "num_images": len(selection),
+        "num_kept": num_kept,
+        "num_rejected": len(selection) - num_kept,
+        "num_unscored": int(selection[list(cutoffs)].isna().any(axis=1).sum()),
+        "num_linked": num_linked,
+        "metrics": list(cutoffs),
+        "rule": job.rule,
+        "cutoffs": {name: cutoff.value for name, cutoff in cutoffs.items()},
+        "workspace": str(workspace),
+    }
+
+
+def _choose_voters(workspace: Workspace, job: SelectJob) -> dict[str, Cutoff]:
+    entries = workspace.read_json(CUTOFFS_FILE, "cutoffs")
+    cutoffs = {}
+    for name in job.metrics or entries:
+        if name not in entries:
+            raise UsageError(f"--metrics: {CUTOFFS_FILE} has no {name}, only {', '.join(entries)}")
+        cutoff = Cutoff.from_json(entries[name])
+        if cutoff.value is not None:
+            cutoffs[name] = cutoff
+        elif job.metrics:
+            raise UsageError(f"--metrics: {name} has no cut-off: {cutoff.reason}")
+    if not cutoffs:
+        raise UsageError(f"no metric in {workspace}/cutoffs.json has a cut-off")
+    return cutoffs
+
+
+def describe_selection(summary: dict[str, Any]) -> str:
+    """The selection's summary for people."""
+    kept, total = summary["num_kept"], summary["num_images"]
+    lines = [
+        f"kept {kept:,} of {total:,} images ({kept / total:.1%}), rejected "
+        f"{summary['num_rejected']:,} ({summary['num_unscored']:,} of them for lack of a score)",
+        f"voters: {', '.join(summary['metrics'])}; rule: {summary['rule']}",
+        f"written: {summary['workspace']}/{SELECTION_FILE} and {KEPT_FILE}",
+    ]
+    if summary["num_linked"]:
+        lines.append(f"linked: {summary['num_linked']:,} images")
+    return "\n".join(lines)

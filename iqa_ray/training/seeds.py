@@ -1,0 +1,186 @@
+"""Training on Ray Train (V2): one worker a run."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import train
+from ray.train.torch import TorchTrainer
+
+from iqa_ray.errors import IncompleteError
+from iqa_ray.files import Location, one_line, read_bytes
+from iqa_ray.training.loop import Recipe, load_pixels, train_classifier
+
+_CHECKPOINT_FILE = "classifier.pt"
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The images that a classifier is trained on."""
+
+    paths: list[str]
+    labels: list[str]
+    options: str = ""
+    max_pixels: int = 50_000_000
+
+
+def train_on_ray(
+    recipe: Recipe,
+    images: TrainingSet,
+    storage: Location,
+    key: str,
+    on_event: Callable[[dict[str, Any]], None],
+) -> bytes:
+    """Train one classifier in a Ray Train worker.
+
+    Args:
+        recipe: how.
+        images: on what.
+        storage: a folder that every node can write, for the worker's checkpoint.
+        key: names the run; what an earlier run left there under this name is removed.
+        on_event: told of `loaded` (num_images, num_unreadable) and of each epoch.
+
+    Returns:
+        The checkpoint's bytes, as `load_checkpoint` reads them.
+
+    Raises:
+        IncompleteError: the worker failed.
+    """
+    run = storage / key
+    _remove_folder(run)
+    with _listen(on_event) as board:
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={"recipe": recipe, "images": images, "board": board},
+            scaling_config=_scale(),
+            run_config=train.RunConfig(
+                name=key,
+                storage_path=storage.path,
+                storage_filesystem=None if storage.is_local else storage.filesystem,
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except train.TrainingFailedError as error:
+            raise IncompleteError(f"training failed: {_root_cause(error)}") from None
+    assert result.checkpoint is not None, "the worker reports a checkpoint"
+    with result.checkpoint.as_directory() as folder:
+        data = Path(folder, _CHECKPOINT_FILE).read_bytes()
+    _remove_folder(run)
+    return data
+
+
+def load_checkpoint(source: Location | bytes) -> dict[str, Any]:
+    """A trained classifier: `state`, `classes`, `backbone`, `image_size`."""
+    data = source if isinstance(source, bytes) else read_bytes(source)
+    loaded: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return loaded
+
+
+def _scale() -> train.ScalingConfig:
+    """One worker with all the CPUs that the roomiest node has free now, and a GPU if there is one.
+
+    PyTorch takes as many threads as Ray gives the worker CPUs.
+    """
+    free = ray.available_resources()
+    largest = max((n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]), default=1)
+    num_cpus = max(1, int(min(largest, free.get("CPU", 1))))
+    return train.ScalingConfig(
+        num_workers=1,
+        use_gpu=ray.cluster_resources().get("GPU", 0) >= 1,
+        resources_per_worker={"CPU": num_cpus},
+    )
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    recipe, images, board = config["recipe"], config["images"], config["board"]
+    num_threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    torch.set_num_threads(num_threads)
+    pixels, readable = load_pixels(
+        images.paths, recipe.image_size, images.max_pixels, images.options, num_threads
+    )
+    board.post.remote({"loaded": len(readable), "unreadable": int((~readable).sum())})
+    classes, indices = np.unique(np.asarray(images.labels)[readable], return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"{readable.sum()} readable training images of {len(classes)} classes")
+    model = train_classifier(
+        recipe,
+        pixels[readable],
+        indices.astype(np.int64),
+        len(classes),
+        board.post.remote,
+    )
+    checkpoint = {
+        "state": {name: value.cpu() for name, value in model.state_dict().items()},
+        "classes": classes.tolist(),
+        "backbone": recipe.backbone,
+        "image_size": recipe.image_size,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(checkpoint, Path(folder, _CHECKPOINT_FILE))
+        train.report({}, checkpoint=train.Checkpoint.from_directory(folder))
+
+
+class _Board:
+    """An actor that carries what a worker says to the driver, which Ray Train itself does not."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+
+    def post(self, event: dict[str, Any]) -> None:
+        self._events.append(event)
+
+    def take(self) -> list[dict[str, Any]]:
+        events, self._events = self._events, []
+        return events
+
+
+@contextmanager
+def _listen(on_event: Callable[[dict[str, Any]], None]) -> Iterator[Any]:
+    board: Any = ray.remote(_Board).options(num_cpus=0).remote()
+    stop = threading.Event()
+
+    def relay() -> None:
+        while True:
+            is_last = stop.wait(_POLL_S)
+            for event in ray.get(board.take.remote()):
+                on_event(event)
+            if is_last:
+                return
+
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+        ray.kill(board)
+
+
+def _remove_folder(folder: Location) -> None:
+    try:
+        folder.filesystem.delete_dir(folder.path)
+    except FileNotFoundError:
+        return
+
+
+def _root_cause(error: BaseException) -> str:
+    """The worker's own words, without the traces of the layers above it."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    cause = failures[0] if failures else error
+    cause = getattr(cause, "cause", None) or cause.__cause__ or cause
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return one_line(lines[-1]) if lines else one_line(cause)

@@ -1,0 +1,64 @@
+"""Shared fixtures: one local Ray a session, and small folders of images made on the spot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# local clusters of the tests need no token; set before Ray is imported
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# actors unpickle workers that are defined in test modules
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
+import numpy as np
+import pytest
+from PIL import Image
+
+MakeFolder = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local Ray with two CPUs, shared by all tests that need one."""
+    import ray
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="warning",
+        object_store_memory=200_000_000,
+    )
+    yield
+    ray.shutdown()
+
+
+def make_texture(seed: int, height: int = 48, width: int = 64, blur: float = 0.0) -> np.ndarray:
+    """(H, W, 3) uint8: smooth noise with some structure, blurred on request."""
+    import cv2
+
+    rng = np.random.default_rng(seed)
+    image = cv2.GaussianBlur(rng.normal(128, 90, (height, width, 3)), (0, 0), 1.0)
+    cv2.circle(image, (width // 2, height // 2), min(height, width) // 4, (240, 200, 30), -1)
+    if blur:
+        image = cv2.GaussianBlur(image, (0, 0), blur)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> MakeFolder:
+    """Makes `num` JPEGs in the class folders a and b of a new folder."""
+
+    def make(num: int = 6, name: str = "photos", height: int = 48, width: int = 64) -> Path:
+        root = tmp_path / name
+        for number in range(num):
+            folder = root / "ab"[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(make_texture(number, height, width, blur=number / 3))
+            image.save(folder / f"{number:03}.jpg", quality=92)
+        return root
+
+    return make

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from iqa_ray import cluster
+from iqa_ray.errors import IncompleteError, UsageError
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+HALF = cluster.Resources(num_cpus=0.5)
+
+
+def make_doubler():
+    return lambda shard: 2 * shard
+
+
+def run(make_worker, shards, num_actors=2, resources=HALF):
+    done: dict[int, object] = {}
+    failures = cluster.run_shards(make_worker, shards, num_actors, resources, done.__setitem__)
+    return done, failures
+
+
+def test_every_shard_once():
+    done, failures = run(make_doubler, list(range(40)))
+    assert done == {n: 2 * n for n in range(40)}
+    assert failures == []
+
+
+def test_no_shards():
+    assert run(make_doubler, []) == ({}, [])
+
+
+def make_raiser():
+    def work(shard):
+        if shard % 3 == 0:
+            raise ValueError(f"shard {shard}\nis bad")
+        return shard
+
+    return work
+
+
+def test_application_errors_are_not_retried_and_the_rest_goes_on():
+    done, failures = run(make_raiser, list(range(10)))
+    assert sorted(done) == [1, 2, 4, 5, 7, 8]
+    assert sorted(failure.index for failure in failures) == [0, 3, 6, 9]
+    assert all(failure.reason == f"shard {failure.index} is bad" for failure in failures)
+
+
+def make_suicidal(folder: Path, deadly: int, num_deaths: int):
+    def work(shard):
+        with open(folder / f"{shard}", "a") as log:
+            log.write("x")
+        if shard == deadly and len((folder / f"{shard}").read_text()) <= num_deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return shard
+
+    return work
+
+
+def test_a_killed_actor_is_replaced_and_its_shard_tried_again(tmp_path):
+    done, failures = run(partial(make_suicidal, tmp_path, 5, 2), list(range(12)))
+    assert failures == []
+    assert sorted(done) == list(range(12))
+    assert (tmp_path / "5").read_text() == "xxx"
+
+
+def test_a_shard_that_always_kills_is_given_up_alone(tmp_path):
+    done, failures = run(partial(make_suicidal, tmp_path, 5, 99), list(range(12)))
+    assert sorted(done) == [n for n in range(12) if n != 5]
+    (failure,) = failures
+    assert failure.index == 5
+    assert "died on each of 3 tries" in failure.reason
+    assert (tmp_path / "5").read_text() == "xxx"
+
+
+def make_broken():
+    raise RuntimeError("no such library")
+
+
+def test_actors_that_cannot_start_end_the_run():
+    with pytest.raises(IncompleteError, match="actors cannot be started: .*no such library"):
+        run(make_broken, [1, 2, 3])
+
+
+def test_a_pool_that_finds_no_room_gives_up(monkeypatch):
+    monkeypatch.setattr(cluster, "START_TIMEOUT_S", 2.0)
+    start = time.monotonic()
+    with pytest.raises(IncompleteError, match="no actor could be placed"):
+        run(make_doubler, [1], resources=cluster.Resources(num_cpus=64))
+    assert time.monotonic() - start < 20
+
+
+def test_capacity():
+    assert cluster.count_actors(None, cluster.Resources(1.0), 100) == 2
+    assert cluster.count_actors(None, cluster.Resources(0.5), 100) == 4
+    assert cluster.count_actors(None, cluster.Resources(0.5), 3) == 3
+    assert cluster.count_actors(7, cluster.Resources(1.0), 100) == 7
+    with pytest.raises(IncompleteError, match="needs 3 CPUs and 0 GPUs.*has 2 CPUs"):
+        cluster.count_actors(None, cluster.Resources(3.0), 100)
+    with pytest.raises(IncompleteError, match="needs 1 CPUs and 1 GPUs"):
+        cluster.count_actors(None, cluster.Resources(1.0, 1.0), 100)
+
+
+def test_connect_uses_the_ray_that_is_there():
+    import ray
+
+    with cluster.connect(None):
+        assert ray.is_initialized()
+    assert ray.is_initialized()
+
+
+def test_wrong_address():
+    import subprocess
+    import sys
+
+    code = (
+        "from iqa_ray import cluster\n"
+        "from iqa_ray.errors import UsageError\n"
+        "try:\n"
+        "    with cluster.connect('127.0.0.1:1'): pass\n"
+        "except UsageError as error:\n"
+        "    print('caught:', error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "caught: --address 127.0.0.1:1: no Ray cluster answers" in result.stdout, result.stderr
+    assert issubclass(UsageError, ValueError)

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import optimize, stats
+
+from iqa_ray.selection.cutoffs import Cutoff, fit_cutoff, measure_separation
+
+
+def normal_sample(mean: float, deviation: float, size: int) -> np.ndarray:
+    """The quantiles of a normal: a sample without luck."""
+    return mean + deviation * stats.norm.ppf((np.arange(size) + 0.5) / size)
+
+
+def join(right: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scores = np.concatenate([right, wrong])
+    return scores, np.arange(len(scores)) < len(right)
+
+
+def crossing_of_normals(mean_a, var_a, mean_b, var_b, weight_a=1.0, weight_b=1.0) -> np.ndarray:
+    """Where two weighted normal densities are equal: the roots of a quadratic."""
+    a = 0.5 / var_b - 0.5 / var_a
+    b = mean_a / var_a - mean_b / var_b
+    c = 0.5 * (mean_b**2 / var_b - mean_a**2 / var_a)
+    c += 0.5 * np.log(var_b / var_a) + np.log(weight_a / weight_b)
+    return np.sort(np.roots([a, b, c] if a else [b, c]).real)
+
+
+def smoothed_variance(sample: np.ndarray, width: float) -> float:
+    return sample.var() + width**2
+
+
+def test_equal_spreads_cross_half_way():
+    right, wrong = normal_sample(5, 1, 4000), normal_sample(2, 1, 4000)
+    cutoff = fit_cutoff(*join(right, wrong), True, num_resamples=20)
+    assert cutoff.value == pytest.approx(3.5, abs=1e-3)
+    assert len(cutoff.crossings) == 1
+
+
+@pytest.mark.parametrize(("spread_right", "spread_wrong"), [(1.0, 2.0), (2.0, 1.0), (0.5, 1.5)])
+@pytest.mark.parametrize("weighting", ["equal", "prior"])
+def test_unequal_spreads_cross_where_the_quadratic_says(spread_right, spread_wrong, weighting):
+    right, wrong = normal_sample(6, spread_right, 6000), normal_sample(2, spread_wrong, 2000)
+    cutoff = fit_cutoff(*join(right, wrong), True, weighting=weighting, num_resamples=10)
+    widths = cutoff.bandwidths
+    # a Gaussian kernel makes a normal a wider normal, so the crossing is known exactly
+    expected = crossing_of_normals(
+        6, smoothed_variance(right, widths["correct"]),
+        2, smoothed_variance(wrong, widths["incorrect"]),
+        *((6000, 2000) if weighting == "prior" else (1, 1)),
+    )  # fmt: skip
+    between = expected[(expected > 2) & (expected < 6)]
+    assert cutoff.value == pytest.approx(float(between[0]), abs=5e-3)
+
+
+def test_densities_are_scipy_s():
+    rng = np.random.default_rng(3)
+    right, wrong = rng.gamma(6, 1, 300), rng.gamma(2, 1, 80)
+    cutoff = fit_cutoff(*join(right, wrong), True, bandwidth="silverman", num_resamples=10)
+    kde_right = stats.gaussian_kde(right, "silverman")
+    kde_wrong = stats.gaussian_kde(wrong, "silverman")
+    width = kde_right.factor * right.std(ddof=1)
+    assert cutoff.bandwidths["correct"] == pytest.approx(width, rel=1e-12)
+    exact = optimize.brentq(
+        lambda x: kde_right(x)[0] - kde_wrong(x)[0],
+        cutoff.medians["incorrect"],
+        cutoff.medians["correct"],
+    )
+    assert cutoff.value == pytest.approx(exact, abs=1e-4)
+
+
+def test_bandwidth_factor():
+    right, wrong = normal_sample(5, 1, 500), normal_sample(2, 1, 500)
+    cutoff = fit_cutoff(*join(right, wrong), True, bandwidth=0.25, num_resamples=10)
+    assert cutoff.bandwidths["correct"] == pytest.approx(0.25 * right.std(ddof=1))
+    scott = fit_cutoff(*join(right, wrong), True, num_resamples=10)
+    assert scott.bandwidths["correct"] == pytest.approx(500 ** (-0.2) * right.std(ddof=1))
+
+
+def test_direction_mirrors_everything():
+    rng = np.random.default_rng(0)
+    scores, correct = join(rng.normal(5, 1, 300), rng.normal(3, 1.5, 90))
+    up = fit_cutoff(scores, correct, True, num_resamples=50)
+    down = fit_cutoff(-scores, correct, False, num_resamples=50)
+    assert down.value == pytest.approx(-up.value)
+    assert down.ci == pytest.approx((-up.ci[1], -up.ci[0]))
+    assert down.medians["correct"] == pytest.approx(-up.medians["correct"])
+    assert down.separation == pytest.approx(up.separation)
+    assert down.direction == "lower_is_better"
+    assert up.is_low(np.array([up.value - 1, up.value, up.value + 1])).tolist() == [
+        True,
+        False,
+        False,
+    ]
+    assert down.is_low(np.array([down.value - 1, down.value, down.value + 1])).tolist() == [
+        False, False, True,
+    ]  # fmt: skip
+
+
+def test_two_crossings_are_reported_and_the_one_between_the_medians_is_taken():
+    # wrong images far below and, a few, far above: the curves cross on both sides of `right`
+    right = normal_sample(5, 0.7, 800)
+    wrong = np.concatenate([normal_sample(2, 0.7, 300), normal_sample(8, 0.7, 100)])
+    cutoff = fit_cutoff(*join(right, wrong), True, num_resamples=10)
+    assert len(cutoff.crossings) == 2
+    assert cutoff.value == cutoff.crossings[0]
+    assert 3 < cutoff.value < 4
+
+
+def test_the_bootstrap_interval_covers_the_truth():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(40):
+        scores, correct = join(rng.normal(4, 1, 200), rng.normal(2, 1, 60))
+        cutoff = fit_cutoff(scores, correct, True, num_resamples=200)
+        covered += cutoff.ci[0] <= 3.0 <= cutoff.ci[1]
+        assert cutoff.ci[0] < cutoff.value < cutoff.ci[1]
+        assert cutoff.valid_share > 0.95
+    assert covered >= 34  # of 38 expected; 33 or fewer has a chance below 2%
+
+
+def test_seed_decides():
+    rng = np.random.default_rng(1)
+    data = join(rng.normal(4, 1, 200), rng.normal(2, 1, 60))
+    first, again, other = (fit_cutoff(*data, True, num_resamples=50, seed=s) for s in (0, 0, 1))
+    assert first == again
+    assert first.ci != other.ci
+    assert first.value == other.value
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "reason"),
+    [
+        (normal_sample(5, 1, 100), normal_sample(2, 1, 9), "only 9 incorrectly"),
+        (normal_sample(5, 1, 4), normal_sample(2, 1, 50), "only 4 correctly"),
+        (normal_sample(5, 1, 100), np.empty(0), "only 0 incorrectly"),
+        (normal_sample(2, 1, 100), normal_sample(5, 1, 50), "wrong side"),
+        (normal_sample(5, 1, 100), np.full(50, 2.0), "all incorrectly .* same score"),
+        (np.full(100, 5.0), normal_sample(2, 1, 50), "all correctly .* same score"),
+        (normal_sample(0.1, 1, 500), normal_sample(0, 10, 500), "do not cross between"),
+    ],
+)
+def test_no_cutoff_has_a_reason(right, wrong, reason):
+    cutoff = fit_cutoff(*join(right, wrong), True, num_resamples=10)
+    assert cutoff.value is None
+    import re
+
+    assert re.search(reason, cutoff.reason), cutoff.reason
+
+
+def test_an_outlier_far_away_changes_nothing():
+    right, wrong = normal_sample(5, 1, 500), normal_sample(2, 1, 500)
+    plain = fit_cutoff(*join(right, wrong), True, num_resamples=10)
+    far = fit_cutoff(*join(np.append(right, 60.0), wrong), True, bandwidth=0.25, num_resamples=10)
+    assert far.value == pytest.approx(plain.value, abs=0.5)
+    assert np.isfinite(far.ci).all()
+
+
+def test_scale_of_the_scores_does_not_matter():
+    rng = np.random.default_rng(2)
+    scores, correct = join(rng.normal(4, 1, 200), rng.normal(2, 1, 60))
+    small = fit_cutoff(scores * 1e-6, correct, True, num_resamples=50)
+    large = fit_cutoff(scores * 1e6, correct, True, num_resamples=50)
+    assert large.value == pytest.approx(small.value * 1e12, rel=1e-9)
+
+
+def test_separation_is_the_area_under_the_roc_curve():
+    assert measure_separation(np.array([3.0, 4]), np.array([1.0, 2])) == 1.0
+    assert measure_separation(np.array([1.0, 2]), np.array([1.0, 2])) == 0.5
+    # of the four pairs three are in order and one is a tie
+    assert measure_separation(np.array([2.0, 3]), np.array([1.0, 2])) == 3.5 / 4
+
+
+def test_json_round_trip():
+    rng = np.random.default_rng(1)
+    cutoff = fit_cutoff(*join(rng.normal(4, 1, 200), rng.normal(2, 1, 60)), True, num_resamples=50)
+    text = json.dumps(cutoff.to_json(), allow_nan=False)
+    assert Cutoff.from_json(json.loads(text)) == cutoff
+    assert {"value", "direction", "bandwidths", "crossings", "ci", "counts"} <= set(
+        json.loads(text)
+    )

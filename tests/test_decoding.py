@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from conftest import make_texture
+from PIL import Image
+
+from iqa_ray.decoding import ImageError, decode_image, hash_content, read_image_bytes
+from iqa_ray.files import locate
+
+
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+RGB = make_texture(1, 20, 30)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("WEBP", {"lossless": True}),
+        ("JPEG2000", {"irreversible": False}),
+    ],
+)
+def test_lossless_formats_give_the_same_pixels(kind, options):
+    decoded = decode_image(encode(Image.fromarray(RGB), kind, **options))
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, RGB)
+
+
+def test_jpeg_is_what_the_classifier_s_loader_gives(tmp_path):
+    from torchvision.datasets.folder import default_loader
+
+    data = encode(Image.fromarray(RGB), "JPEG", quality=80)
+    (tmp_path / "x.jpg").write_bytes(data)
+    expected = np.asarray(default_loader(str(tmp_path / "x.jpg")))
+    np.testing.assert_array_equal(decode_image(data), expected)
+
+
+def test_grey_palette_and_one_bit():
+    grey = Image.fromarray(RGB[..., 0])
+    np.testing.assert_array_equal(decode_image(encode(grey, "PNG")), np.dstack([RGB[..., 0]] * 3))
+    palette = Image.fromarray(RGB).quantize(16)
+    expected = np.asarray(palette.convert("RGB"))
+    np.testing.assert_array_equal(decode_image(encode(palette, "PNG")), expected)
+    bits = Image.fromarray(RGB[..., 0]).convert("1")
+    assert set(np.unique(decode_image(encode(bits, "PNG")))) == {0, 255}
+
+
+def test_alpha_is_dropped():
+    rgba = np.dstack([RGB, np.zeros(RGB.shape[:2], np.uint8)])
+    np.testing.assert_array_equal(decode_image(encode(Image.fromarray(rgba), "PNG")), RGB)
+    la = Image.fromarray(RGB).convert("LA")
+    expected = np.dstack([np.asarray(la)[..., 0]] * 3)
+    np.testing.assert_array_equal(decode_image(encode(la, "PNG")), expected)
+
+
+def test_cmyk_jpeg():
+    cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    red = decode_image(encode(cmyk, "JPEG", quality=100))[4, 4]
+    assert red[0] > 240
+    assert red[1] < 15
+    assert red[2] < 15
+
+
+def test_sixteen_bits_keep_the_high_byte():
+    samples = np.array([[0x0000, 0x00FF, 0x0100], [0x7FFF, 0x8000, 0xFFFF]], np.uint16)
+    expected = np.dstack([(samples >> 8).astype(np.uint8)] * 3)
+    for kind in ("PNG", "TIFF"):
+        decoded = decode_image(encode(Image.fromarray(samples), kind))
+        np.testing.assert_array_equal(decoded, expected)
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side: turn 90 degrees clockwise
+    data = encode(Image.fromarray(RGB), "PNG", exif=exif)
+    np.testing.assert_array_equal(decode_image(data), np.rot90(RGB, -1))
+
+
+def test_first_frame_of_animations():
+    frames = [Image.fromarray(make_texture(seed, 16, 16)) for seed in range(3)]
+    first = np.asarray(frames[0])
+    for kind, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
+        data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+        np.testing.assert_array_equal(decode_image(data), first)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises much and holds nothing."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    empty = zlib.compress(b"")
+    body = struct.pack(">I", len(header)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    data = struct.pack(">I", len(empty)) + b"IDAT" + empty
+    return b"\x89PNG\r\n\x1a\n" + body + data + struct.pack(">I", zlib.crc32(b"IDAT" + empty))
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (png_header(20_000, 20_000), "too_large"),
+        (png_header(8_000, 8_000), "too_large"),
+        (png_header(100, 100), "unreadable"),
+        (b"hello, I am text", "unreadable"),
+        (b"\x00" * 1000, "unreadable"),
+        (encode(Image.fromarray(RGB), "JPEG")[:300], "unreadable"),
+        (encode(Image.fromarray(RGB), "PNG")[:-60], "unreadable"),
+        (encode(Image.fromarray(RGB), "GIF"), "unreadable"),
+        (encode(Image.fromarray(RGB.astype(np.float32)[..., 0]), "TIFF"), "unreadable"),
+    ],
+)
+def test_what_cannot_be_used_has_a_status_and_a_reason(data, status):
+    with pytest.raises(ImageError) as caught:
+        decode_image(data)
+    assert caught.value.status == status
+    assert str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_limit_is_inclusive():
+    data = encode(Image.fromarray(RGB), "PNG")
+    assert decode_image(data, max_pixels=600).shape == (20, 30, 3)
+    with pytest.raises(ImageError, match="30x20 px is over the limit of 599 pixels"):
+        decode_image(data, max_pixels=599)
+
+
+def test_random_damage_never_raises_anything_else():
+    rng = np.random.default_rng(0)
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "JPEG2000", "BMP"):
+        intact = np.frombuffer(encode(Image.fromarray(RGB), kind), np.uint8)
+        for _ in range(60):
+            damaged = intact.copy()
+            places = rng.integers(0, len(damaged), 5)
+            damaged[places] = rng.integers(0, 256, 5)
+            try:
+                assert decode_image(damaged.tobytes()).shape[2] == 3
+            except ImageError as error:
+                assert error.status in ("unreadable", "too_large")
+
+
+def test_reading_says_why_it_fails(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(ImageError, match="the file is empty"):
+        read_image_bytes(locate(tmp_path / "empty.jpg"))
+    with pytest.raises(ImageError, match="No such file"):
+        read_image_bytes(locate(tmp_path / "gone.jpg"))
+    with pytest.raises(ImageError, match="Is a directory"):
+        read_image_bytes(locate(tmp_path))
+
+
+def test_hash_is_of_the_bytes():
+    assert hash_content(b"abc") == hash_content(b"abc") != hash_content(b"abd")
+    assert len(hash_content(b"")) == 32

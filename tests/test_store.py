@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import compute as pc
+
+from iqa_ray.errors import UsageError
+from iqa_ray.files import list_files, locate, one_line, read_bytes, write_bytes
+from iqa_ray.store import Workspace, find_missing, make_fingerprints
+
+
+def images_table(sizes: dict[str, int]) -> pa.Table:
+    return pa.table(
+        {
+            "image_id": list(sizes),
+            "size_bytes": pa.array(sizes.values(), pa.int64()),
+            "mtime_ns": pa.array([7] * len(sizes), pa.int64()),
+        }
+    )
+
+
+def rows(ids) -> pa.Table:
+    return pa.table({"image_id": list(ids), "score": [float(len(i)) for i in ids]})
+
+
+@pytest.fixture(params=["local", "memory"])
+def workspace(request, tmp_path):
+    if request.param == "local":
+        return Workspace(str(tmp_path / "ws"))
+    return Workspace(f"memory://{tmp_path.name}/ws")
+
+
+def test_tables_json_and_records(workspace):
+    table = pa.table({"image_id": ["a"], "n": [1]})
+    workspace.write_table("sub/x.parquet", table, {"root": "r", "n": [1]})
+    assert workspace.read_table("sub/x.parquet", "score").equals(table)
+    assert workspace.read_record("sub/x.parquet") == {"root": "r", "n": [1]}
+    assert workspace.read_record("none.parquet") is None
+    workspace.write_json("c.json", {"ü": 1.5})
+    assert workspace.read_json("c.json", "cutoffs") == {"ü": 1.5}
+    assert workspace.has("c.json")
+    assert not workspace.has("d.json")
+
+
+def test_missing_and_broken_tables_name_the_remedy(workspace):
+    with pytest.raises(UsageError, match=r"has no images\.parquet: run `iqa-ray score"):
+        workspace.read_table("images.parquet", "score IMAGES")
+    with pytest.raises(UsageError, match=r"has no cutoffs\.json: run `iqa-ray cutoffs"):
+        workspace.read_json("cutoffs.json", "cutoffs")
+    workspace.write_text("cutoffs.json", "{broken")
+    with pytest.raises(UsageError, match="is not JSON"):
+        workspace.read_json("cutoffs.json", "cutoffs")
+    workspace.write_text("images.parquet", "text")
+    with pytest.raises(UsageError, match="cannot read"):
+        workspace.read_table("images.parquet", "score")
+
+
+def test_json_never_holds_nan(workspace):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        workspace.write_json("c.json", {"x": float("nan")})
+
+
+def test_fingerprints_cover_id_size_time_and_settings():
+    images = images_table({"a": 1, "b": 1, "c": 2})
+    base = make_fingerprints(images, "s")
+    assert len(set(base.tolist())) == 3
+    assert (make_fingerprints(images, "s") == base).all()
+    assert not (make_fingerprints(images, "t") == base).any()
+    grown = make_fingerprints(images_table({"a": 1, "b": 9, "c": 2}), "s")
+    assert (grown == base).tolist() == [True, False, True]
+
+
+def test_parts_remember_what_is_done(workspace):
+    parts = workspace.parts("scores/metric=m/version=1")
+    assert not parts.exist()
+    assert parts.read() is None
+    assert len(parts.done()) == 0
+    images = images_table({"a": 1, "b": 1, "c": 2})
+    prints = make_fingerprints(images, "s")
+    parts.write(rows("ab"), prints[:2], "s")
+    assert find_missing(parts.done(), prints).tolist() == [False, False, True]
+    parts.write(rows("c"), prints[2:], "s")
+    parts.write(rows("c"), prints[2:], "s")  # the same shard again
+    assert not find_missing(parts.done(), prints).any()
+    assert sorted(parts.read()["image_id"].to_pylist()) == ["a", "b", "c"]
+    assert parts.read(["image_id"], pc.field("image_id") == "b").to_pydict() == {"image_id": ["b"]}
+    assert len(list_files(parts.folder, ".parquet")) == 2
+
+
+def test_overlapping_parts_are_read_once(workspace):
+    parts = workspace.parts("t")
+    prints = make_fingerprints(images_table({"a": 1, "b": 1, "c": 2}), "s")
+    parts.write(rows("ab"), prints[:2], "s")
+    parts.write(rows("bc"), prints[1:], "s")
+    assert sorted(parts.read()["image_id"].to_pylist()) == ["a", "b", "c"]
+
+
+def test_stale_rows_are_dropped_and_unlisted_ones_kept(workspace):
+    parts = workspace.parts("t")
+    before = images_table({"a": 1, "b": 1, "gone": 5})
+    parts.write(rows(["a", "b", "gone"]), make_fingerprints(before, "s"), "s")
+    after = images_table({"a": 1, "b": 2})
+    prints = make_fingerprints(after, "s")
+    assert parts.drop_stale(pa.array(["a", "b"]), prints) == 1
+    assert parts.read()["image_id"].to_pylist() == ["a", "gone"]
+    assert find_missing(parts.done(), prints).tolist() == [False, True]
+    assert parts.drop_stale(pa.array(["a", "b"]), prints) == 0
+    assert parts.drop_stale(pa.array(["a", "gone"]), np.empty(0, np.uint64)) == 2
+    assert not parts.exist()
+
+
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    target = locate(tmp_path / "x.bin")
+    write_bytes(target, b"old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_bytes(target, b"new")
+    assert read_bytes(target) == b"old"
+    assert os.listdir(tmp_path) == ["x.bin"]
+
+
+def test_unfinished_writes_are_not_listed(tmp_path):
+    (tmp_path / ".part-1.parquet.abc.tmp").touch()
+    (tmp_path / "part-2.parquet").touch()
+    assert [f.path for f in list_files(locate(tmp_path), ".parquet")] == [
+        str(tmp_path / "part-2.parquet")
+    ]
+
+
+def test_unwritable_workspace(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="--workspace .*cannot write there"):
+        Workspace(str(tmp_path / "file" / "ws")).prepare()
+    if os.geteuid() != 0:
+        tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+        with pytest.raises(UsageError, match="cannot write there"):
+            Workspace(str(tmp_path / "ws")).prepare()
+    Workspace(str(tmp_path / "new" / "ws")).prepare()
+    assert os.listdir(tmp_path / "new" / "ws") == []
+
+
+def test_config_record(tmp_path):
+    import yaml
+
+    from iqa_ray.scoring import ScoreJob
+
+    workspace = Workspace(str(tmp_path))
+    workspace.record_config("score", ScoreJob(images="x", workspace=str(tmp_path)))
+    (file,) = (tmp_path / "configs").iterdir()
+    assert file.name.startswith("score-2")
+    assert yaml.safe_load(file.read_text())["metrics"] == [
+        "lapv",
+        "lapm",
+        "wavs",
+        "brisque",
+        "niqe",
+    ]
+
+
+def test_one_line():
+    assert one_line("a\n  b\x07\tc") == "a b? c"
+    assert len(one_line("x" * 1000)) == 200
+    assert one_line(KeyError()) == "KeyError"
+    assert json.dumps(one_line("é"))
+
+
+def test_locations():
+    assert str(locate("s3://bucket/key/")) == "s3://bucket/key"
+    inside = locate("s3://bucket/key?region=eu") / "x.parquet"
+    assert str(inside) == "s3://bucket/key/x.parquet?region=eu"
+    assert locate("file:///tmp/a%20b").path == "/tmp/a b"
+    assert locate("relative").path == os.path.abspath("relative")
