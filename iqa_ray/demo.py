@@ -57,9 +57,10 @@ def run_demo(job: DemoJob) -> dict[str, Any]:
     workspace = Workspace(job.workspace)
     common: dict[str, Any] = {"workspace": job.workspace, "address": job.address}
     data = f"{location.path}/data"
-    size = {"num_images": job.num_images, "image_size": job.image_size, "seed": job.seed}
     log(f"1. making {job.num_images} synthetic photographs in {data}")
-    run_make_data(MakeDataJob(out=data, **size))
+    run_make_data(
+        MakeDataJob(out=data, num_images=job.num_images, image_size=job.image_size, seed=job.seed)
+    )
     with cluster.connect(job.address):
         log("2. scoring them with five metrics")
         scores = run_score(ScoreJob(images=data, **common))

@@ -18,7 +18,7 @@ from iqa_ray import cluster
 from iqa_ray.config import WorkspaceJob
 from iqa_ray.decoding import DEFAULT_MAX_PIXELS
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.files import locate, write_bytes
+from iqa_ray.files import locate, read_bytes, write_bytes
 from iqa_ray.holdout import find_same_images, find_split
 from iqa_ray.images import LabelMode, list_images
 from iqa_ray.predictions import PREDICTIONS_FILE, import_predictions, judge_predictions
@@ -113,8 +113,7 @@ def run_predict(job: PredictJob) -> dict[str, Any]:
 def _train_and_predict(
     workspace: Workspace, images: pa.Table, job: PredictJob
 ) -> tuple[pa.Table, dict[str, Any]]:
-    from iqa_ray.training import backbones, seeds
-    from iqa_ray.training.loop import Recipe
+    from iqa_ray.training import backbones, loop, seeds
 
     assert job.backbone is not None
     record = workspace.read_record("images.parquet") or {}
@@ -122,7 +121,7 @@ def _train_and_predict(
     training, train_options = _choose_training_images(images, job, options)
     chosen, held_out = _hold_out(images, options, training, train_options, job)
     backbones.find_weights(job.backbone, job.weights)  # before any actor starts
-    recipe = Recipe(
+    recipe = loop.Recipe(
         job.backbone, job.weights, job.epochs, job.image_size, job.batch_size, job.lr,
         job.freeze_backbone, job.seed,
     )  # fmt: skip
@@ -137,13 +136,13 @@ def _train_and_predict(
         else:
             log(f"training {job.backbone} on {training.num_rows:,} images for {job.epochs} epochs")
             paths, labels = (training.column(name).to_pylist() for name in ("path", "label"))
-            training_set = seeds.TrainingSet(paths, labels, train_options, max_pixels)
+            training_set = loop.TrainingSet(paths, labels, train_options, max_pixels)
             data = seeds.train_on_ray(
                 recipe, training_set, workspace.location / "train", key, _TrainingReport(job.epochs)
             )
             write_bytes(model_file, data)
         _predict_missing(workspace, chosen, key, options, max_pixels, job)
-    classes = set(seeds.load_checkpoint(model_file)["classes"])
+    classes = set(loop.load_checkpoint(read_bytes(model_file))["classes"])
     parts = workspace.parts(_parts_folder(key)).read()
     assert parts is not None, "every chosen image has a row"
     frame = chosen.select(["image_id", "path", "label"]).to_pandas()
@@ -237,11 +236,11 @@ class ShardPredictor:
     def __init__(self, workspace: str, key: str, options: str, max_pixels: int) -> None:
         import torch
 
-        from iqa_ray.training import backbones, loop, seeds
+        from iqa_ray.training import backbones, loop
 
         torch.set_num_threads(1)
         self._parts = Workspace(workspace).parts(_parts_folder(key))
-        loaded = seeds.load_checkpoint(locate(workspace) / f"models/{key}.pt")
+        loaded = loop.load_checkpoint(read_bytes(locate(workspace) / f"models/{key}.pt"))
         self._classes, self._image_size = loaded["classes"], loaded["image_size"]
         self._model = backbones.create(loaded["backbone"], len(self._classes))
         self._model.load_state_dict(loaded["state"])

@@ -25,7 +25,7 @@ class Progress:
     ) -> None:
         self._stream = stream or sys.stderr
         self._total, self._label, self._unit = total, label, unit
-        self._done = self._errors = 0
+        self._done = self._errors = self._shown = 0
         self._start_s = self._last_line_s = time.monotonic()
         self._bar: tqdm[Any] | None = None
         if self._stream.isatty():
@@ -44,7 +44,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif kind is None and self._done:
+        elif kind is None and self._done > self._shown:
             self._write_line()
 
     def update(self, num_done: int, num_errors: int = 0) -> None:
@@ -60,7 +60,7 @@ class Progress:
 
     def _write_line(self) -> None:
         now_s = time.monotonic()
-        self._last_line_s = now_s
+        self._last_line_s, self._shown = now_s, self._done
         rate = self._done / max(now_s - self._start_s, 1e-9)
         left_s = (self._total - self._done) / rate if rate else float("inf")
         print(

@@ -151,6 +151,7 @@ class ShardScorer:
 
     def __init__(self, workspace: str, max_pixels: int, options: str, settings: str) -> None:
         cv2.setNumThreads(1)
+        _keep_freed_memory()
         self._workspace = Workspace(workspace)
         self._max_pixels, self._options, self._settings = max_pixels, options, settings
 
@@ -172,6 +173,16 @@ class ShardScorer:
             "num_failed": int(failed.sum()),
             "statuses": dict(statuses),
         }
+
+
+def _keep_freed_memory() -> None:
+    """Let the allocator keep what a metric frees instead of handing it back to the system.
+
+    glibc raises its thresholds for that to the size of the largest block that was freed. Without
+    it every image faults its working memory in anew, which doubled the time of NIQE where
+    measured.
+    """
+    np.empty(31 << 20, np.uint8)
 
 
 # --- the run ----------------------------------------------------------------------------------

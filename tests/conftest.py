@@ -50,14 +50,20 @@ def make_texture(seed: int, height: int = 48, width: int = 64, blur: float = 0.0
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> MakeFolder:
-    """Makes `num` JPEGs in the class folders a and b of a new folder."""
+    """Makes `num` JPEGs, each more blurred than the last, in the class folders a and b."""
 
-    def make(num: int = 6, name: str = "photos", height: int = 48, width: int = 64) -> Path:
+    def make(
+        num: int = 6,
+        name: str = "photos",
+        height: int = 48,
+        width: int = 64,
+        blur_step: float = 0.3,
+    ) -> Path:
         root = tmp_path / name
         for number in range(num):
             folder = root / "ab"[number % 2]
             folder.mkdir(parents=True, exist_ok=True)
-            image = Image.fromarray(make_texture(number, height, width, blur=number / 3))
+            image = Image.fromarray(make_texture(number, height, width, blur=number * blur_step))
             image.save(folder / f"{number:03}.jpg", quality=92)
         return root
 

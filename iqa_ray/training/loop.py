@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from iqa_ray.decoding import ImageError, decode_image, read_image_bytes
+from iqa_ray.decoding import DEFAULT_MAX_PIXELS, ImageError, decode_image, read_image_bytes
 from iqa_ray.images import locate_image
 from iqa_ray.training import backbones
 from iqa_ray.training.backbones import Classifier
@@ -34,6 +35,16 @@ class Recipe:
     lr: float = 1e-4
     freeze_backbone: bool = False
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The images that a classifier is trained on."""
+
+    paths: list[str]
+    labels: list[str]
+    options: str = ""
+    max_pixels: int = DEFAULT_MAX_PIXELS
 
 
 def load_pixels(
@@ -73,7 +84,7 @@ def train_classifier(
     pixels: Pixels,
     labels: NDArray[np.int64],
     num_classes: int,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], object] | None = None,
 ) -> Classifier:
     """Train on (n, S, S, 3) uint8 RGB and (n,) class indices.
 
@@ -127,6 +138,50 @@ def _train_epoch(
         total += torch.stack([loss.detach() * len(rows), right])
     loss_mean, accuracy = (total / sum(len(rows) for rows in batches)).tolist()
     return loss_mean, accuracy
+
+
+def train_from_files(
+    recipe: Recipe,
+    images: TrainingSet,
+    num_threads: int,
+    on_event: Callable[[dict[str, Any]], object],
+) -> dict[str, Any]:
+    """Decode the images, train on those that can be read, and return the checkpoint.
+
+    `on_event` is told of `loaded` and `unreadable` (numbers of images), then of each epoch.
+
+    Raises:
+        ValueError: fewer than two classes can be read.
+    """
+    pixels, readable = load_pixels(
+        images.paths, recipe.image_size, images.max_pixels, images.options, num_threads
+    )
+    on_event({"loaded": len(readable), "unreadable": int((~readable).sum())})
+    classes, indices = np.unique(np.asarray(images.labels)[readable], return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"{readable.sum()} readable training images of {len(classes)} classes")
+    model = train_classifier(
+        recipe, pixels[readable], indices.astype(np.int64), len(classes), on_event
+    )
+    return {
+        "state": {name: value.cpu() for name, value in model.state_dict().items()},
+        "classes": classes.tolist(),
+        "backbone": recipe.backbone,
+        "image_size": recipe.image_size,
+    }
+
+
+def dump_checkpoint(checkpoint: dict[str, Any]) -> bytes:
+    """A trained classifier (`state`, `classes`, `backbone`, `image_size`) as a file's bytes."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    return buffer.getvalue()
+
+
+def load_checkpoint(data: bytes) -> dict[str, Any]:
+    """The reverse of `dump_checkpoint`; nothing in the file is executed."""
+    loaded: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return loaded
 
 
 @torch.inference_mode()

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from ray import train
 from ray.train.torch import TorchTrainer
 
 from iqa_ray.errors import IncompleteError
-from iqa_ray.files import Location, one_line, read_bytes
-from iqa_ray.training.loop import Recipe, load_pixels, train_classifier
+from iqa_ray.files import Location, one_line
+from iqa_ray.training.loop import Recipe, TrainingSet, dump_checkpoint, train_from_files
 
 _CHECKPOINT_FILE = "classifier.pt"
 _POLL_S = 0.5
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """The images that a classifier is trained on."""
-
-    paths: list[str]
-    labels: list[str]
-    options: str = ""
-    max_pixels: int = 50_000_000
 
 
 def train_on_ray(
@@ -53,7 +40,7 @@ def train_on_ray(
         on_event: told of `loaded` (num_images, num_unreadable) and of each epoch.
 
     Returns:
-        The checkpoint's bytes, as `load_checkpoint` reads them.
+        The checkpoint's bytes, as `loop.load_checkpoint` reads them.
 
     Raises:
         IncompleteError: the worker failed.
@@ -82,13 +69,6 @@ def train_on_ray(
     return data
 
 
-def load_checkpoint(source: Location | bytes) -> dict[str, Any]:
-    """A trained classifier: `state`, `classes`, `backbone`, `image_size`."""
-    data = source if isinstance(source, bytes) else read_bytes(source)
-    loaded: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return loaded
-
-
 def _scale() -> train.ScalingConfig:
     """One worker with all the CPUs that the roomiest node has free now, and a GPU if there is one.
 
@@ -105,31 +85,13 @@ def _scale() -> train.ScalingConfig:
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    recipe, images, board = config["recipe"], config["images"], config["board"]
     num_threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
     torch.set_num_threads(num_threads)
-    pixels, readable = load_pixels(
-        images.paths, recipe.image_size, images.max_pixels, images.options, num_threads
+    checkpoint = train_from_files(
+        config["recipe"], config["images"], num_threads, config["board"].post.remote
     )
-    board.post.remote({"loaded": len(readable), "unreadable": int((~readable).sum())})
-    classes, indices = np.unique(np.asarray(images.labels)[readable], return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(f"{readable.sum()} readable training images of {len(classes)} classes")
-    model = train_classifier(
-        recipe,
-        pixels[readable],
-        indices.astype(np.int64),
-        len(classes),
-        board.post.remote,
-    )
-    checkpoint = {
-        "state": {name: value.cpu() for name, value in model.state_dict().items()},
-        "classes": classes.tolist(),
-        "backbone": recipe.backbone,
-        "image_size": recipe.image_size,
-    }
     with tempfile.TemporaryDirectory() as folder:
-        torch.save(checkpoint, Path(folder, _CHECKPOINT_FILE))
+        Path(folder, _CHECKPOINT_FILE).write_bytes(dump_checkpoint(checkpoint))
         train.report({}, checkpoint=train.Checkpoint.from_directory(folder))
 
 

