@@ -1,0 +1,26 @@
+"""What a figure was measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+PACKAGES = ("numpy", "opencv-python-headless", "pillow", "pyarrow", "ray", "torch")
+
+
+def describe_machine() -> dict[str, object]:
+    """Processor, cores, versions and the date."""
+    lines = (
+        Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    )
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "processor": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }

@@ -1,0 +1,117 @@
+"""The main job on photographs of real products, with a share of the test images blurred.
+
+    python -m benchmarks.products --data DIR --out FOLDER
+
+DIR holds train/, val/ and test/ with one folder a class (the Packages part of the Grocery Store
+dataset, Klasson et al., WACV 2019). Every second test image is replaced by a copy with Gaussian
+blur of sigma 1, 2, 3 or 5 px, drawn at random. Then the command lines are run as a user would type
+them: score everything, train on train, predict the rest, learn cut-offs, select. Prints the
+command lines, what they printed, and the table by blur.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from benchmarks.machine import describe_machine
+from iqa_ray.images import list_images
+
+SIGMAS = (1.0, 2.0, 3.0, 5.0)
+
+
+def write_manifest(data: Path, out: Path, seed: int) -> pd.DataFrame:
+    """All images of the three splits; every second one of test as a blurred copy."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for split in ("train", "val", "test"):
+        table = list_images(str(data / split)).table.to_pandas()
+        sigmas = np.zeros(len(table))
+        if split == "test":
+            sigmas[rng.permutation(len(table))[: len(table) // 2]] = -1
+            sigmas[sigmas < 0] = rng.choice(SIGMAS, int((sigmas < 0).sum()))
+        for path, label, sigma in zip(table["path"], table["label"], sigmas, strict=True):
+            used = blur_copy(Path(path), data, out, sigma) if sigma else path
+            rows.append((str(used), label, split, sigma))
+    frame = pd.DataFrame(rows, columns=["path", "label", "split", "blur_sigma"])
+    frame.to_csv(out / "images.csv", index=False)
+    return frame
+
+
+def blur_copy(path: Path, data: Path, out: Path, sigma: float) -> Path:
+    target = out / "blurred" / path.relative_to(data)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    image = np.asarray(Image.open(path).convert("RGB"))
+    Image.fromarray(cv2.GaussianBlur(image, (0, 0), sigma)).save(target, quality=95)
+    return target
+
+
+def run(command: str) -> None:
+    print(f"$ {command}", flush=True)
+    arguments = [sys.executable, "-m", "iqa_ray.cli", *shlex.split(command)[1:]]
+    subprocess.run(arguments, check=True)
+    print(flush=True)
+
+
+def tabulate(workspace: Path, manifest: pd.DataFrame) -> pd.DataFrame:
+    """By blur, of the test images: how many, how often right, how many kept."""
+    selection = pd.read_parquet(workspace / "selection.parquet")
+    predictions = pd.read_parquet(workspace / "predictions.parquet")
+    joined = manifest[manifest["split"] == "test"].merge(
+        predictions[["path", "correct"]].dropna(), on="path"
+    )
+    joined = joined.merge(selection[["path", "keep"]], on="path")
+    joined["correct"] = joined["correct"].astype(float)
+    joined["blur"] = joined["blur_sigma"].map("sigma {:g}".format)
+    groups = [(name, part) for name, part in joined.groupby("blur", sort=True)]
+    groups += [
+        ("kept", joined[joined["keep"]]),
+        ("rejected", joined[~joined["keep"]]),
+        ("all", joined),
+    ]
+    rows = [
+        {
+            "test images": name,
+            "number": len(part),
+            "right": f"{part['correct'].mean():.1%}",
+            "kept": f"{part['keep'].mean():.1%}",
+        }
+        for name, part in groups
+    ]
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    manifest = write_manifest(arguments.data, arguments.out, arguments.seed)
+    ws = shlex.quote(str(arguments.out / "ws"))
+    images = shlex.quote(str(arguments.out / "images.csv"))
+    run(f"iqa-ray score {images} --workspace {ws}")
+    run(
+        f"iqa-ray predict --workspace {ws} --backbone efficientnet_lite0 --freeze-backbone "
+        "--split train --epochs 40 --lr 1e-3"
+    )
+    run(f"iqa-ray cutoffs --workspace {ws}")
+    run(f"iqa-ray select --workspace {ws}")
+    print(tabulate(arguments.out / "ws", manifest).to_string(index=False))
+    print(json.dumps(describe_machine()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The command line as people and schedulers meet it: processes, exit codes, both streams."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from iqa_ray import cli
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*argv: str, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "iqa_ray.cli", *argv]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, **options
+    )
+
+
+def call(capsys, *argv: str) -> tuple[int, str, str]:
+    """The same in this process, for errors that come before any Ray."""
+    try:
+        code = cli.main(argv)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_lists_the_commands_with_examples(capsys):
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    for name in cli.COMMANDS:
+        assert name in out
+        code, details, _ = call(capsys, name, "--help")
+        assert code == 0
+        assert "examples:\n  iqa-ray " + name in details
+        assert "--json" in details
+        assert "--address" in details
+        assert "--config" in details
+        assert "--workspace" in details or name == "make-data"
+
+
+def test_no_command(capsys):
+    code, out, err = call(capsys)
+    assert code == 2
+    assert out == ""
+    assert "commands:" in err
+    assert call(capsys, "nosuch")[0] == 2
+    assert call(capsys, "--version")[1].startswith("iqa_ray ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["score", "nowhere", "--workspace", "{ws}"], "nowhere does not exist"),
+        (["score", "{empty}", "--workspace", "{ws}"], "holds no images"),
+        (["score", "{photos}"], "--workspace is required"),
+        (["score", "{photos}", "--workspace", "{file}/ws"], "cannot write there"),
+        (["score", "{photos}", "--workspace", "{ws}", "--metrics", "nosuch"], "nosuch"),
+        (["score", "{photos}", "--workspace", "{ws}", "--metrics", "musiq"], "musiq"),
+        (["score", "{photos}/list.csv", "--workspace", "{ws}"], "no column `path`"),
+        (["score", "{photos}", "--workspace", "{ws}", "--max-pixels", "0"], "--max-pixels"),
+        (["score", "{photos}", "--workspace", "{ws}", "--config", "none.yaml"], "none.yaml"),
+        (["predict", "--workspace", "{ws}", "--predictions", "x.csv"], "run `iqa-ray score"),
+        (["predict", "--workspace", "{ws}"], "either --predictions"),
+        (["cutoffs", "--workspace", "{ws}"], "has no scores"),
+        (["select", "--workspace", "{ws}"], "run `iqa-ray cutoffs"),
+        (["make-data", "{photos}"], "{photos}"),
+        (["demo", "--workspace", "s3://bucket/x"], "needs a local folder"),
+    ],
+)
+def test_unusable_input_is_exit_2_and_one_line(capsys, image_folder, tmp_path, argv, message):
+    photos = image_folder(2)
+    (photos / "list.csv").write_text("file\na/000.jpg\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    names = {"photos": photos, "ws": tmp_path / "ws", "empty": tmp_path / "empty"}
+    names["file"] = tmp_path / "file"
+    code, out, err = call(capsys, *(part.format(**names) for part in argv))
+    assert code == 2
+    assert out == ""
+    assert message.format(**names) in err
+    assert err.startswith("iqa-ray: error: ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "ws").exists()
+
+
+def test_main_job_step_by_step_with_json(image_folder, tmp_path):
+    photos, ws = image_folder(40, blur_step=0.05), str(tmp_path / "ws")
+    scored = run("score", str(photos), "--workspace", ws, "--metrics", "lapm,wavs", "--json")
+    assert scored.returncode == 0, scored.stderr
+    summary = json.loads(scored.stdout)
+    assert summary["num_images"] == summary["num_scored"] == 40
+    assert {"num_reused", "num_failed", "seconds", "images_per_s"} <= set(summary)
+    assert "scoring 40 of 40 images" in scored.stderr
+    rows = []
+    for path in pd.read_parquet(f"{ws}/images.parquet")["path"]:
+        number = int(Path(path).stem)
+        label = Path(path).parent.name
+        rows.append((path, label, label if number < 22 or number % 5 == 0 else "c", 0.7))
+    table = pd.DataFrame(rows, columns=["path", "label", "predicted", "confidence"])
+    table.to_csv(tmp_path / "mine.csv", index=False)
+    for command in (
+        ["predict", "--predictions", str(tmp_path / "mine.csv")],
+        ["cutoffs"],
+        ["select", "--rule", "any", "--link", str(tmp_path / "kept")],
+    ):
+        result = run(*command, "--workspace", ws, "--json")
+        assert result.returncode == 0, result.stderr
+        summary = json.loads(result.stdout)
+    assert {"num_images", "num_kept", "num_rejected", "num_unscored", "metrics", "rule"} <= set(
+        summary
+    )
+    assert summary["rule"] == "any"
+    assert 0 < summary["num_kept"] < 40
+    plain = run("select", "--workspace", ws)
+    assert f"kept {summary['num_kept']}" in plain.stdout or "kept" in plain.stdout
+    assert len(list(Path(ws, "configs").glob("*.yaml"))) == 5
+
+
+def test_jobs_are_the_same_commands(image_folder, tmp_path):
+    script = ROOT / "jobs" / "select_subset.py"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, str(script), "--workspace", str(tmp_path / "ws")],
+        capture_output=True, text=True, check=False, env=env,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "run `iqa-ray cutoffs" in result.stderr
+
+
+def test_incomplete_is_exit_1(image_folder, tmp_path):
+    ws = str(tmp_path / "ws")
+    result = run("score", str(image_folder(2)), "--workspace", ws, "--cpus-per-actor", "999")
+    assert result.returncode == 1
+    assert "iqa-ray: incomplete: an actor needs 999 CPUs" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(image_folder, tmp_path):
+    photos, ws = image_folder(400, height=400, width=500, blur_step=0.01), tmp_path / "ws"
+    names = "lapv,lapm,wavs,brisque,niqe"
+    command = [sys.executable, "-m", "iqa_ray.cli", "score", str(photos), "--workspace", str(ws)]
+    command += ["--metrics", names, "--shard-size", "10"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(ws.glob("scores/metric=niqe/**/part-*.parquet")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted; what is finished is kept" in err
+    assert "Traceback" not in err
+    assert not list(ws.rglob("*.tmp"))
+    again = run("score", str(photos), "--workspace", str(ws), "--metrics", names, "--json")
+    assert again.returncode == 0, again.stderr
+    summary = json.loads(again.stdout)
+    assert 0 < summary["num_reused"] < 400
+    assert summary["num_reused"] + summary["num_scored"] == 400
