@@ -86,9 +86,9 @@ def _plan_prediction(job: DemoJob, common: dict[str, Any]) -> PredictJob:
         backbone="efficientnet_lite0",
         freeze_backbone=True,
         split=TRAIN_SHARE,
-        epochs=200,
-        lr=1e-3,
-        image_size=224,
+        epochs=40,
+        lr=1e-2,
+        image_size=192,
         seed=job.seed,
         **common,
     )
