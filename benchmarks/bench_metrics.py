@@ -1,6 +1,6 @@
 """Time the CPU metrics against pyiqa and PyWavelets: same images, same process, one thread.
 
-    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/bench_metrics.py --images DIR
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python -m benchmarks.bench_metrics --images DIR
 
 Prints JSON: for each metric the median milliseconds of both over all images and rounds, the ratio
 of the sums over images of each image's fastest round, and the largest difference of the scores.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 from collections.abc import Callable
 from importlib.resources import files
@@ -31,6 +30,7 @@ from PIL import Image
 from scipy.io import savemat
 from skimage import data
 
+from benchmarks.machine import describe_machine
 from iqa_ray import metrics
 from iqa_ray.metrics.planes import Planes
 
@@ -125,23 +125,15 @@ def main() -> None:
         metric = metrics.create(name)
         times = [time_call(metric, image)[0] for _ in range(options.rounds) for image in images]
         results[name] = {"ours_ms": round(median(times), 3)}
-    print(
-        json.dumps(
-            {
-                "num_images": len(images),
-                "rounds": options.rounds,
-                "machine": platform.machine(),
-                "versions": {
-                    "opencv": cv2.__version__,
-                    "pyiqa": pyiqa.__version__,
-                    "pywavelets": pywt.__version__,
-                    "torch": torch.__version__,
-                },
-                "metrics": results,
-            },
-            indent=2,
-        )
-    )
+    result = {
+        "topic": "metrics",
+        "source": str(options.images.name) if options.images else "scikit-image's photographs",
+        "num_images": len(images),
+        "rounds": options.rounds,
+        "metrics": results,
+        "machine": describe_machine(),
+    }
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

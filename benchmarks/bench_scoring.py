@@ -1,6 +1,6 @@
 """Scoring on Ray actors beside a plain loop over the same functions in one process.
 
-    python -m benchmarks.bench_scoring --images DIR --num-images 20000
+    python -m benchmarks.bench_scoring --images DIR --num-images 30000
 
 The images of DIR (synthetic ones without it) are linked under many names until there are
 `--num-images`. The loop is `score_shard` over all of them, on one thread, writing nothing. The
@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-
-import cv2
 
 from benchmarks.machine import describe_machine
 from iqa_ray import cluster, metrics, scoring
@@ -42,7 +40,7 @@ def link_images(source: Path, target: Path, num_images: int) -> None:
 
 
 def time_loop(images: Path) -> float:
-    cv2.setNumThreads(1)
+    scoring.ShardScorer("unused", DEFAULT_MAX_PIXELS, "", "")  # one thread, as in an actor
     listing = list_images(str(images))
     computed = [metrics.create(name) for name in METRICS]
     start = perf_counter()
@@ -137,7 +135,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", help="folder of images (default: synthetic ones)")
-    parser.add_argument("--num-images", type=int, default=20_000)
+    parser.add_argument("--num-images", type=int, default=30_000)
     parser.add_argument("--num-actors", type=int, default=2)
     arguments = parser.parse_args()
     # hard links need the images' own file system

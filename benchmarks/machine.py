@@ -5,10 +5,19 @@ from __future__ import annotations
 import os
 import platform
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("numpy", "opencv-python-headless", "pillow", "pyarrow", "ray", "torch")
+PACKAGES = (
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "pyarrow",
+    "PyWavelets",
+    "pyiqa",
+    "ray",
+    "torch",
+)
 
 
 def describe_machine() -> dict[str, object]:
@@ -22,5 +31,13 @@ def describe_machine() -> dict[str, object]:
         "processor": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **{name: find_version(name) for name in PACKAGES},
     }
+
+
+def find_version(package: str) -> str | None:
+    """The installed version; None without the package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

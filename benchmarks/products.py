@@ -4,7 +4,7 @@
 
 DIR holds train/, val/ and test/ with one folder a class (the Packages part of the Grocery Store
 dataset, Klasson et al., WACV 2019). Every second test image is replaced by a copy with Gaussian
-blur of sigma 1, 2, 3 or 5 px, drawn at random. Then the command lines are run as a user would type
+blur of sigma 4, 6 or 8 px, drawn at random. Then the command lines are run as a user would type
 them: score everything, train on train, predict the rest, learn cut-offs, select. Prints the
 command lines, what they printed, and the table by blur.
 """
@@ -26,7 +26,7 @@ from PIL import Image
 from benchmarks.machine import describe_machine
 from iqa_ray.images import list_images
 
-SIGMAS = (1.0, 2.0, 3.0, 5.0)
+SIGMAS = (4.0, 6.0, 8.0)
 
 
 def write_manifest(data: Path, out: Path, seed: int) -> pd.DataFrame:

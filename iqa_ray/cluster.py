@@ -2,8 +2,9 @@
 
 `run_shards` is the one place where work is handed out. It knows nothing of images: a worker is
 any callable that takes a shard and returns a small summary. We hand shards out ourselves rather
-than through Ray Data because a shard that kills its actor must be charged for it alone: it is
-tried a finite number of times and then named, while shards queued behind it go on elsewhere.
+than through Ray Data, which ends the run on a shard that keeps killing its actor or, told to bear
+errors, drops it without saying which and why. Here such a shard is tried a finite number of times
+and named with its reason, and the others are finished.
 """
 
 from __future__ import annotations

@@ -149,23 +149,35 @@ def _fit(workspace: Workspace, name: str, predictions: pd.DataFrame, job: Cutoff
 def describe_cutoffs(entries: dict[str, Any]) -> str:
     """The cut-offs as a table for people."""
     lines = [
-        f"{'metric':10} {'better':7} {'cut-off':>10} {'95% interval':>23} "
-        f"{'AUC':>6} {'right':>7} {'wrong':>6}  note"
+        f"{'metric':10} {'better':7} {'cut-off':>9} {'95% interval':>19} {'valid':>6} {'AUC':>6} "
+        f"{'right':>6} {'wrong':>6} {'bandwidths':>15}  note"
     ]
     for name, entry in entries.items():
-        counts = entry["counts"] or {}
-        value = "none" if entry["value"] is None else f"{entry['value']:.4g}"
-        ci = "–" if entry["ci"] is None else "{:.4g} … {:.4g}".format(*entry["ci"])
-        auc = "–" if entry["separation"] is None else f"{entry['separation']:.3f}"
-        share = entry["valid_share"]
-        note = entry["reason"] or ("set by hand" if entry["source"] == "manual" else "")
-        if share is not None and share < 0.95:
-            note = f"a crossing in only {share:.0%} of the resamples"
-        lines.append(
-            f"{name:10} {entry['direction'].split('_')[0]:7} {value:>10} {ci:>23} {auc:>6} "
-            f"{counts.get('correct', '–'):>7} {counts.get('incorrect', '–'):>6}  {note}".rstrip()
-        )
+        counts, widths = entry["counts"] or {}, entry["bandwidths"]
+        cells = [
+            f"{name:10} {entry['direction'].split('_')[0]:7}",
+            f"{_show(entry['value'], 'none'):>9}",
+            f"{' … '.join(map(_show, entry['ci'])) if entry['ci'] else '–':>19}",
+            f"{'–' if entry['valid_share'] is None else format(entry['valid_share'], '.0%'):>6}",
+            f"{'–' if entry['separation'] is None else format(entry['separation'], '.3f'):>6}",
+            f"{counts.get('correct', '–'):>6} {counts.get('incorrect', '–'):>6}",
+            f"{' / '.join(map(_show, widths.values())) if widths else '–':>15}",
+            f" {_note(entry)}",
+        ]
+        lines.append(" ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def _show(value: float | None, without: str = "–") -> str:
+    return without if value is None else f"{value:.4g}"
+
+
+def _note(entry: dict[str, Any]) -> str:
+    if entry["source"] == "manual":
+        return "set by hand"
+    others = [_show(value) for value in entry["crossings"] if value != entry["value"]]
+    crossings = f"curves also cross at {', '.join(others)}" if others else ""
+    return "; ".join(filter(None, [entry["reason"], crossings]))
 
 
 def run_select(job: SelectJob) -> dict[str, Any]:
