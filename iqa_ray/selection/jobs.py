@@ -127,6 +127,7 @@ def run_cutoffs(job: CutoffsJob) -> dict[str, Any]:
     workspace.write_json(CUTOFFS_FILE, entries)
     workspace.record_config("cutoffs", job)
     if all(cutoff.value is None for cutoff in cutoffs.values()):
+        log(describe_cutoffs(entries))
         reasons = "; ".join(f"{name}: {cutoff.reason}" for name, cutoff in cutoffs.items())
         raise IncompleteError(f"no metric has a cut-off ({reasons}); --cutoff NAME=VALUE sets one")
     return entries
