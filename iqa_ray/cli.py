@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import iqa_ray
 from iqa_ray.config import build_parser, parse_job
@@ -75,6 +75,13 @@ COMMANDS = {
 }  # fmt: skip
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong argument in one line, as every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (`{self.prog} --help` shows what there is)")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 incomplete, 2 unusable input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -94,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="iqa-ray",
         description="Image-quality-guided dataset curation on Ray.",
         epilog=_list_commands(),
@@ -108,7 +115,7 @@ def _run(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments[:1])
     command = COMMANDS[chosen.command]
     model = command.load(command.job)
-    options = argparse.ArgumentParser(
+    options = _Parser(
         prog=f"iqa-ray {chosen.command}",
         description=model.__doc__,
         epilog="examples:\n" + "\n".join(f"  {line}" for line in command.examples.splitlines()),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from iqa_ray import cluster
 from iqa_ray.config import WorkspaceJob
-from iqa_ray.decoding import DEFAULT_MAX_PIXELS
+from iqa_ray.decoding import DEFAULT_MAX_PIXELS, hash_content
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import locate, read_bytes, write_bytes
 from iqa_ray.holdout import find_same_images, find_split
@@ -24,6 +24,9 @@ from iqa_ray.images import LabelMode, list_images
 from iqa_ray.predictions import PREDICTIONS_FILE, import_predictions, judge_predictions
 from iqa_ray.progress import LINE_INTERVAL_S, Progress, log
 from iqa_ray.store import Fingerprints, Workspace, find_missing, make_fingerprints
+
+if TYPE_CHECKING:
+    from iqa_ray.training.loop import Recipe
 
 _SHARD_SIZE = 64
 BackboneName = Literal[
@@ -113,56 +116,92 @@ def run_predict(job: PredictJob) -> dict[str, Any]:
 def _train_and_predict(
     workspace: Workspace, images: pa.Table, job: PredictJob
 ) -> tuple[pa.Table, dict[str, Any]]:
-    from iqa_ray.training import backbones, loop, seeds
-
-    assert job.backbone is not None
     record = workspace.read_record("images.parquet") or {}
     options = locate(record.get("images", "")).options
-    training, train_options = _choose_training_images(images, job, options)
-    chosen, held_out = _hold_out(images, options, training, train_options, job)
-    backbones.find_weights(job.backbone, job.weights)  # before any actor starts
-    recipe = loop.Recipe(
-        job.backbone, job.weights, job.epochs, job.image_size, job.batch_size, job.lr,
-        job.freeze_backbone, job.seed,
-    )  # fmt: skip
-    settings = json.dumps({**asdict(recipe), "labels": training.column("label").to_pylist()})
-    fingerprints = make_fingerprints(training, settings)
-    key = hashlib.blake2b(fingerprints.tobytes(), digest_size=10).hexdigest()
-    model_file = workspace.location / f"models/{key}.pt"
     max_pixels = int(record.get("max_pixels", DEFAULT_MAX_PIXELS))
+    training, train_options = _choose_training_images(images, job, options)
+    chosen, num_held_out = _hold_out(images, options, training, train_options, job)
+    classes = _check_classes(training, chosen)
+    settings = _describe_recipe(job, training)  # finds the weights, before any actor starts
+    key = hashlib.blake2b(
+        make_fingerprints(training, settings).tobytes(), digest_size=10
+    ).hexdigest()
     with cluster.connect(job.address):
-        if workspace.has(f"models/{key}.pt"):
+        if workspace.has(_model_file(key)):
             log(f"{job.backbone} was trained on these {training.num_rows:,} images before")
         else:
-            log(f"training {job.backbone} on {training.num_rows:,} images for {job.epochs} epochs")
-            paths, labels = (training.column(name).to_pylist() for name in ("path", "label"))
-            training_set = loop.TrainingSet(paths, labels, train_options, max_pixels)
-            data = seeds.train_on_ray(
-                recipe, training_set, workspace.location / "train", key, _TrainingReport(job.epochs)
-            )
-            write_bytes(model_file, data)
+            _train(workspace, training, train_options, max_pixels, key, job)
         _predict_missing(workspace, chosen, key, options, max_pixels, job)
-    classes = set(loop.load_checkpoint(read_bytes(model_file))["classes"])
-    parts = workspace.parts(_parts_folder(key)).read()
+    parts = workspace.parts(_parts_folder(key)).read(["image_id", "predicted", "confidence"])
     assert parts is not None, "every chosen image has a row"
     frame = chosen.select(["image_id", "path", "label"]).to_pandas()
-    predicted = parts.select(["image_id", "predicted", "confidence"]).to_pandas()
-    frame = frame.merge(predicted, on="image_id")
-    unseen = set(frame["label"].dropna()) - classes
-    if unseen:
-        log(f"labels that the classifier never saw are not judged: {', '.join(sorted(unseen))}")
-    if not set(frame["label"].dropna()) & classes:
-        raise UsageError(
-            "no label of the scored images is a class of the classifier: compare --labels of "
-            f"`score` and `predict` (a class: {min(classes)!r})"
-        )
+    frame = frame.merge(parts.to_pandas(), on="image_id")
     details = {
         "backbone": job.backbone,
         "num_trained_on": training.num_rows,
-        "num_held_out": held_out,
-        "model": str(model_file),
+        "num_held_out": num_held_out,
+        "model": f"{workspace}/{_model_file(key)}",
     }
     return judge_predictions(frame, classes), details
+
+
+def _check_classes(training: pa.Table, chosen: pa.Table) -> set[str]:
+    """The classes that are trained; says which labels of the others they do not cover."""
+    classes = set(training.column("label").to_pylist())
+    labels = set(chosen.column("label").to_pylist()) - {None}
+    if not labels & classes:
+        raise UsageError(
+            "no label of the scored images is a class of the training images: compare --labels of "
+            f"`score` and `predict` (a class: {min(classes)!r})"
+        )
+    if labels - classes:
+        unseen = ", ".join(sorted(labels - classes))
+        log(f"labels that the classifier never sees are not judged: {unseen}")
+    return classes
+
+
+def _make_recipe(job: PredictJob) -> Recipe:
+    from iqa_ray.training.loop import Recipe
+
+    assert job.backbone is not None
+    names = {field.name for field in fields(Recipe)}
+    return Recipe(**{name: value for name, value in job.model_dump().items() if name in names})
+
+
+def _describe_recipe(job: PredictJob, training: pa.Table) -> str:
+    """Everything that decides what a classifier becomes, but the images themselves."""
+    from iqa_ray.training.backbones import find_weights
+
+    assert job.backbone is not None
+    weights = find_weights(job.backbone, job.weights)
+    settings = {
+        **asdict(_make_recipe(job)),
+        "weights_hash": hash_content(weights.read_bytes()) if weights else None,
+        "labels": training.column("label").to_pylist(),
+    }
+    return json.dumps(settings)
+
+
+def _train(
+    workspace: Workspace,
+    training: pa.Table,
+    options: str,
+    max_pixels: int,
+    key: str,
+    job: PredictJob,
+) -> None:
+    from iqa_ray.training import loop, seeds
+
+    log(f"training {job.backbone} on {training.num_rows:,} images for {job.epochs} epochs")
+    paths, labels = (training.column(name).to_pylist() for name in ("path", "label"))
+    data = seeds.train_on_ray(
+        _make_recipe(job),
+        loop.TrainingSet(paths, labels, options, max_pixels),
+        workspace.location / "train",
+        key,
+        _TrainingReport(job.epochs),
+    )
+    write_bytes(workspace.location / _model_file(key), data)
 
 
 class _TrainingReport:
@@ -195,10 +234,9 @@ def _choose_training_images(
         listing = list_images(job.train_images, job.labels)
         training, options, where = listing.table, listing.root.options, job.train_images
     else:
-        training, where = (
-            images.filter(pa.array(find_split(images, job.split or "", job.seed))),
-            f"--split {job.split}",
-        )
+        assert job.split is not None
+        in_split = find_split(images, job.split, job.seed)
+        training, where = images.filter(pa.array(in_split)), f"--split {job.split}"
     training = training.filter(pc.is_valid(training.column("label")))
     if pc.count_distinct(training.column("label")).as_py() < 2:
         raise UsageError(f"{where}: training needs labelled images of at least two classes")
@@ -240,7 +278,7 @@ class ShardPredictor:
 
         torch.set_num_threads(1)
         self._parts = Workspace(workspace).parts(_parts_folder(key))
-        loaded = loop.load_checkpoint(read_bytes(locate(workspace) / f"models/{key}.pt"))
+        loaded = loop.load_checkpoint(read_bytes(locate(workspace) / _model_file(key)))
         self._classes, self._image_size = loaded["classes"], loaded["image_size"]
         self._model = backbones.create(loaded["backbone"], len(self._classes))
         self._model.load_state_dict(loaded["state"])
@@ -266,6 +304,10 @@ class ShardPredictor:
         }
         self._parts.write(pa.table(columns), fingerprints, self._key)
         return len(paths)
+
+
+def _model_file(key: str) -> str:
+    return f"models/{key}.pt"
 
 
 def _parts_folder(key: str) -> str:

@@ -54,7 +54,10 @@ def test_no_command(capsys):
     assert code == 2
     assert out == ""
     assert "commands:" in err
-    assert call(capsys, "nosuch")[0] == 2
+    code, _, err = call(capsys, "nosuch")
+    assert code == 2
+    assert err.startswith("iqa-ray: error: argument COMMAND: invalid choice: 'nosuch'")
+    assert err.count("\n") == 1
     assert call(capsys, "--version")[1].startswith("iqa_ray ")
 
 
@@ -72,6 +75,8 @@ def test_no_command(capsys):
         (["score", "{photos}", "--workspace", "{ws}", "--config", "none.yaml"], "none.yaml"),
         (["predict", "--workspace", "{ws}", "--predictions", "x.csv"], "run `iqa-ray score"),
         (["predict", "--workspace", "{ws}"], "either --predictions"),
+        (["score", "{photos}", "--workspace", "{ws}", "--nonsense"], "--nonsense"),
+        (["score", "{photos}", "--workspace", "{ws}", "--labels", "x"], "invalid choice: 'x'"),
         (["cutoffs", "--workspace", "{ws}"], "has no scores"),
         (["select", "--workspace", "{ws}"], "run `iqa-ray cutoffs"),
         (["make-data", "{photos}"], "{photos}"),

@@ -21,7 +21,7 @@ from iqa_ray.selection.jobs import (
     run_cutoffs,
     run_select,
 )
-from iqa_ray.training import loop, seeds
+from iqa_ray.training import backbones, loop, seeds
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 TINY = {"backbone": "resnet18", "weights": "none", "epochs": 2, "image_size": 32, "lr": 1e-3}
@@ -140,6 +140,23 @@ def test_training_on_a_share_holds_it_out_and_repeats_for_nothing(scored, capfd)
 
 
 @pytest.mark.usefixtures("trained_here")
+def test_other_settings_train_anew_and_other_weights_too(scored, tmp_path):
+    import torch
+
+    _, ws = scored
+    file = tmp_path / "w.pt"
+    models = set()
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        torch.save(backbones.create("resnet18", 2).state_dict(), file)
+        settings = {**TINY, "weights": str(file), "epochs": 1}
+        models.add(predict(ws, split="0.5", **settings)["model"])
+    models.add(predict(ws, split="0.5", **{**settings, "seed": 5})["model"])
+    assert len(models) == 3
+    assert len(list(Path(ws, "models").iterdir())) == 3
+
+
+@pytest.mark.usefixtures("trained_here")
 def test_training_on_a_named_split(image_folder, tmp_path):
     root, ws = image_folder(8), str(tmp_path / "ws")
     names = [f"{'ab'[n % 2]}/{n:03}.jpg" for n in range(8)]
@@ -188,7 +205,6 @@ def test_unreadable_images_have_no_prediction_and_no_verdict(image_folder, tmp_p
     assert summary["num_predicted"] == (~bad).sum()
 
 
-@pytest.mark.usefixtures("trained_here")
 def test_labels_that_no_class_has(scored, image_folder):
     _, ws = scored
     other = image_folder(4, name="other", height=40)
