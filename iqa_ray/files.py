@@ -70,6 +70,8 @@ def _open_filesystem(prefix: str, bucket: str, options: str) -> pafs.FileSystem:
     except pa.ArrowInvalid as error:
         if "Unrecognized filesystem type" not in str(error):
             raise UsageError(f"{uri}: {one_line(error)}") from None
+    except OSError as error:  # a bucket's region is looked up here
+        raise UsageError(f"cannot reach {uri}: {one_line(error)}") from None
     import fsspec
 
     try:
@@ -120,7 +122,7 @@ def list_files(folder: Location, suffix: str = "") -> list[Location]:
     )
     paths = sorted(info.path for info in infos if info.type == pafs.FileType.File)
     return [
-        Location(folder.prefix, path)
+        Location(folder.prefix, path, folder.options)
         for path in paths
         if path.endswith(suffix) and not posixpath.basename(path).startswith(".")
     ]

@@ -173,6 +173,14 @@ def test_one_line():
     assert json.dumps(one_line("é"))
 
 
+def test_files_of_a_uri_keep_its_options(tmp_path):
+    folder = locate(f"memory://{tmp_path.name}?region=eu")
+    write_bytes(folder / "a.parquet", b"x")
+    (file,) = list_files(folder, ".parquet")
+    assert file.options == "region=eu"
+    assert read_bytes(file) == b"x"
+
+
 def test_locations():
     assert str(locate("s3://bucket/key/")) == "s3://bucket/key"
     inside = locate("s3://bucket/key?region=eu") / "x.parquet"
