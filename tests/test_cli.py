@@ -173,3 +173,22 @@ def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(image_folder, tmp_path):
     summary = json.loads(again.stdout)
     assert 0 < summary["num_reused"] < 400
     assert summary["num_reused"] + summary["num_scored"] == 400
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_training(image_folder, tmp_path):
+    photos, ws = image_folder(40, height=200, width=200), str(tmp_path / "ws")
+    assert run("score", str(photos), "--workspace", ws, "--metrics", "lapm").returncode == 0
+    command = [sys.executable, "-m", "iqa_ray.cli", "predict", "--workspace", ws]
+    command += ["--backbone", "resnet18", "--weights", "none", "--split", "0.5"]
+    command += ["--image-size", "64", "--epochs", "1000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any(line.startswith("epoch 1 of 1000") for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted; what is finished is kept" in err
+    assert "Traceback" not in err
+    assert not list(Path(ws, "train").glob("*"))
+    assert not Path(ws, "predictions.parquet").exists()

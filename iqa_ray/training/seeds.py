@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -47,26 +48,38 @@ def train_on_ray(
     """
     run = storage / key
     _remove_folder(run)
-    with _listen(on_event) as board:
-        trainer = TorchTrainer(
-            _train_worker,
-            train_loop_config={"recipe": recipe, "images": images, "board": board},
-            scaling_config=_scale(),
-            run_config=train.RunConfig(
-                name=key,
-                storage_path=storage.path,
-                storage_filesystem=None if storage.is_local else storage.filesystem,
-            ),
-        )
-        try:
-            result = trainer.fit()
-        except train.TrainingFailedError as error:
-            raise IncompleteError(f"training failed: {_root_cause(error)}") from None
-    assert result.checkpoint is not None, "the worker reports a checkpoint"
-    with result.checkpoint.as_directory() as folder:
-        data = Path(folder, _CHECKPOINT_FILE).read_bytes()
-    _remove_folder(run)
-    return data
+    try:
+        with _listen(on_event) as board, _keep_interrupts():
+            result = TorchTrainer(
+                _train_worker,
+                train_loop_config={"recipe": recipe, "images": images, "board": board},
+                scaling_config=_scale(),
+                run_config=train.RunConfig(
+                    name=key,
+                    storage_path=storage.path,
+                    storage_filesystem=None if storage.is_local else storage.filesystem,
+                ),
+            ).fit()
+        assert result.checkpoint is not None, "the worker reports a checkpoint"
+        with result.checkpoint.as_directory() as folder:
+            return Path(folder, _CHECKPOINT_FILE).read_bytes()
+    except train.TrainingFailedError as error:
+        raise IncompleteError(f"training failed: {_root_cause(error)}") from None
+    finally:
+        _remove_folder(run)
+
+
+@contextmanager
+def _keep_interrupts() -> Iterator[None]:
+    """Ctrl-C stays KeyboardInterrupt: Ray Train's own handler exits, and outlives the training."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _scale() -> train.ScalingConfig:
