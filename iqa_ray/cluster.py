@@ -115,6 +115,22 @@ def count_gpus() -> float:
     return float(ray.cluster_resources().get("GPU", 0.0))
 
 
+def plan_single_worker() -> Resources:
+    """What one worker may ask for and be sure of a place: as many CPUs as it can have, and a GPU.
+
+    Without GPUs that is an even share of the free CPUs, since some node has at least as many free;
+    with them, a GPU and its even share of its node's CPUs. PyTorch takes a thread a CPU.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
+    if with_gpu:
+        share = min(node.get("CPU", 0) / node["GPU"] for node in with_gpu)
+    else:
+        num_nodes = sum(node.get("CPU", 0) > 0 for node in nodes)
+        share = ray.available_resources().get("CPU", 0) / max(num_nodes, 1)
+    return Resources(num_cpus=float(max(1, int(share))), num_gpus=1.0 if with_gpu else 0.0)
+
+
 def _room_on(node: dict[str, float], resources: Resources) -> int:
     limits = [
         node.get(name, 0.0) / need

@@ -28,6 +28,7 @@ from iqa_ray.decoding import (
     read_image_bytes,
 )
 from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.files import locate
 from iqa_ray.images import LabelMode, list_images, locate_image
 from iqa_ray.metrics.planes import Planes
 from iqa_ray.metrics.spec import CPU_METRICS, MetricError, get_spec
@@ -242,7 +243,7 @@ def run_score(
 
 def _record(job: ScoreJob, root: str) -> dict[str, Any]:
     return {
-        "images": job.images if "://" in job.images else str(root),
+        "images": str(locate(job.images)),
         "root": root,
         "labels": job.labels,
         "max_pixels": job.max_pixels,

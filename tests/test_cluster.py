@@ -106,6 +106,27 @@ def test_capacity():
         cluster.count_actors(None, cluster.Resources(1.0, 1.0), 100)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "free_cpus", "expected"),
+    [
+        ([{"CPU": 2}], 2, (2, 0)),
+        ([{"CPU": 16}], 5.5, (5, 0)),
+        ([{"CPU": 16}, {"CPU": 4}], 20, (10, 0)),  # the larger node has at least as many
+        ([{"CPU": 16}, {"CPU": 4}], 3, (1, 0)),
+        ([{}, {"CPU": 8}], 8, (8, 0)),  # a head without CPUs
+        ([{}], 0, (1, 0)),  # an autoscaler may bring one
+        ([{"CPU": 64}, {"CPU": 8, "GPU": 2}], 72, (4, 1)),
+    ],
+)
+def test_a_single_worker_asks_for_what_some_node_has(monkeypatch, nodes, free_cpus, expected):
+    alive = [{"Alive": True, "Resources": node} for node in nodes]
+    dead = [{"Alive": False, "Resources": {"CPU": 999, "GPU": 9}}]
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: alive + dead)
+    monkeypatch.setattr(cluster.ray, "available_resources", lambda: {"CPU": free_cpus})
+    room = cluster.plan_single_worker()
+    assert (room.num_cpus, room.num_gpus) == expected
+
+
 def test_connect_uses_the_ray_that_is_there():
     import ray
 

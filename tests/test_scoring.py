@@ -245,6 +245,9 @@ def test_contradicting_settings_are_refused(image_folder, ws, change, message):
         run(root, ws, ("lapm",), **change)
     with pytest.raises(UsageError, match="was made with images"):
         run(image_folder(2, name="other"), ws, ("lapm",))
+    (root / "list.csv").write_text("path\na/000.jpg\n")
+    with pytest.raises(UsageError, match="was made with images"):
+        run(root / "list.csv", ws, ("lapm",))
     assert run(root, ws, ("lapm",))["num_reused"] == 2
 
 

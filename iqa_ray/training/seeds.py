@@ -16,6 +16,7 @@ import torch
 from ray import train
 from ray.train.torch import TorchTrainer
 
+from iqa_ray.cluster import plan_single_worker
 from iqa_ray.errors import IncompleteError
 from iqa_ray.files import Location, one_line
 from iqa_ray.training.loop import Recipe, TrainingSet, dump_checkpoint, train_from_files
@@ -46,14 +47,18 @@ def train_on_ray(
     Raises:
         IncompleteError: the worker failed.
     """
-    run = storage / key
+    run, room = storage / key, plan_single_worker()
     _remove_folder(run)
     try:
         with _listen(on_event) as board, _keep_interrupts():
             result = TorchTrainer(
                 _train_worker,
                 train_loop_config={"recipe": recipe, "images": images, "board": board},
-                scaling_config=_scale(),
+                scaling_config=train.ScalingConfig(
+                    num_workers=1,
+                    use_gpu=room.num_gpus > 0,
+                    resources_per_worker={"CPU": room.num_cpus},
+                ),
                 run_config=train.RunConfig(
                     name=key,
                     storage_path=storage.path,
@@ -80,21 +85,6 @@ def _keep_interrupts() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, handler)
-
-
-def _scale() -> train.ScalingConfig:
-    """One worker with all the CPUs that the roomiest node has free now, and a GPU if there is one.
-
-    PyTorch takes as many threads as Ray gives the worker CPUs.
-    """
-    free = ray.available_resources()
-    largest = max((n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]), default=1)
-    num_cpus = max(1, int(min(largest, free.get("CPU", 1))))
-    return train.ScalingConfig(
-        num_workers=1,
-        use_gpu=ray.cluster_resources().get("GPU", 0) >= 1,
-        resources_per_worker={"CPU": num_cpus},
-    )
 
 
 def _train_worker(config: dict[str, Any]) -> None:
