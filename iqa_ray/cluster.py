@@ -97,17 +97,17 @@ def count_actors(asked: int | None, resources: Resources, num_shards: int) -> in
     """How many actors to start: `asked`, or as many as the cluster has room for now.
 
     Raises:
-        IncompleteError: on a cluster of one machine, an actor needs more than there is.
+        IncompleteError: none is asked for, and the only machine has room for none.
     """
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(_room_on(node, resources) for node in alive)
-    if room == 0 and len(alive) == 1:
+    if room == 0 and len(alive) == 1 and asked is None:
         have = f"{alive[0].get('CPU', 0):g} CPUs and {alive[0].get('GPU', 0):g} GPUs"
         raise IncompleteError(
             f"an actor needs {resources.num_cpus:g} CPUs and {resources.num_gpus:g} GPUs, but this "
-            f"machine has {have}"
+            f"machine has {have}; where an autoscaler brings more, say how many with --num-actors"
         )
-    return max(1, min(asked or max(room, 1), num_shards))
+    return max(1, min(asked or room, num_shards))
 
 
 def count_gpus() -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,7 @@ from iqa_ray.decoding import (
     read_image_bytes,
 )
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.files import locate
+from iqa_ray.files import locate, one_line
 from iqa_ray.images import LabelMode, list_images, locate_image
 from iqa_ray.metrics.planes import Planes
 from iqa_ray.metrics.spec import CPU_METRICS, MetricError, get_spec
@@ -111,6 +110,8 @@ def score_image(data: bytes, computed: Sequence[metrics.Metric], max_pixels: int
             scores.append((None, error.status, str(error)))
         except MemoryError:
             scores.append((None, "too_large", f"not enough memory for {metric.name}"))
+        except Exception as error:  # one odd image must not cost the others of its shard
+            scores.append((None, "undefined", f"{type(error).__name__}: {one_line(error)}"))
     return scores
 
 
@@ -156,24 +157,18 @@ class ShardScorer:
         self._workspace = Workspace(workspace)
         self._max_pixels, self._options, self._settings = max_pixels, options, settings
 
-    def __call__(self, shard: Shard) -> dict[str, Any]:
-        """Returns the number of images, those with a failure, and counts by status."""
+    def __call__(self, shard: Shard) -> dict[str, int]:
+        """Returns the number of images, and of those without a score for some metric."""
         computed = [metrics.create(name) for name in shard.metrics]
         tables = score_shard(shard.images, computed, self._max_pixels, self._options)
         failed = np.zeros(shard.images.num_rows, bool)
-        statuses: Counter[str] = Counter()
         for metric in computed:
             table = tables[metric.name]
             status = table.column("status").to_numpy(zero_copy_only=False)
             failed |= status != "ok"
-            statuses.update(f"{metric.name} {word}" for word in status[status != "ok"])
             parts = self._workspace.parts(scores_folder(metric.name, metric.version))
             parts.write(table, shard.fingerprints, self._settings)
-        return {
-            "num_images": len(failed),
-            "num_failed": int(failed.sum()),
-            "statuses": dict(statuses),
-        }
+        return {"num_images": len(failed), "num_failed": int(failed.sum())}
 
 
 def _keep_freed_memory() -> None:
@@ -190,7 +185,7 @@ def _keep_freed_memory() -> None:
 
 
 def run_score(
-    job: ScoreJob, make_worker: Callable[..., Callable[[Shard], dict[str, Any]]] = ShardScorer
+    job: ScoreJob, make_worker: Callable[..., Callable[[Shard], dict[str, int]]] = ShardScorer
 ) -> dict[str, Any]:
     """List the images, score those that have no score yet, and return the run's summary.
 
@@ -206,8 +201,13 @@ def run_score(
     workspace = Workspace(job.workspace)
     listing = list_images(job.images, job.labels, exclude=[workspace.location])
     workspace.prepare()
-    check_same_data(workspace, job, str(listing.root))
-    record = _record(job, str(listing.root))
+    record = {
+        "images": str(locate(job.images)),
+        "root": str(listing.root),
+        "labels": job.labels,
+        "max_pixels": job.max_pixels,
+    }
+    _check_same_data(workspace, record)
     workspace.write_table("images.parquet", listing.table, record)
     workspace.record_config("score", job)
 
@@ -241,23 +241,14 @@ def run_score(
     }
 
 
-def _record(job: ScoreJob, root: str) -> dict[str, Any]:
-    return {
-        "images": str(locate(job.images)),
-        "root": root,
-        "labels": job.labels,
-        "max_pixels": job.max_pixels,
-    }
-
-
-def check_same_data(workspace: Workspace, job: ScoreJob, root: str) -> None:
+def _check_same_data(workspace: Workspace, record: dict[str, Any]) -> None:
     """Refuse a run whose settings contradict those that made the workspace.
 
     Raises:
         UsageError: names the setting and says what to do.
     """
     before = workspace.read_record("images.parquet")
-    for name, value in _record(job, root).items():
+    for name, value in record.items():
         if before is not None and before.get(name, value) != value:
             raise UsageError(
                 f"workspace {workspace} was made with {name} {before[name]}, now {value} is asked: "
@@ -303,7 +294,7 @@ def _cut_shards(
 
 
 def _spread(
-    make: Callable[[], Callable[[Shard], dict[str, Any]]],
+    make: Callable[[], Callable[[Shard], dict[str, int]]],
     shards: list[Shard],
     num_actors: int,
     resources: cluster.Resources,

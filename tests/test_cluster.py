@@ -100,6 +100,7 @@ def test_capacity():
     assert cluster.count_actors(None, cluster.Resources(0.5), 100) == 4
     assert cluster.count_actors(None, cluster.Resources(0.5), 3) == 3
     assert cluster.count_actors(7, cluster.Resources(1.0), 100) == 7
+    assert cluster.count_actors(5, cluster.Resources(3.0), 100) == 5  # an autoscaler may come
     with pytest.raises(IncompleteError, match="needs 3 CPUs and 0 GPUs.*has 2 CPUs"):
         cluster.count_actors(None, cluster.Resources(3.0), 100)
     with pytest.raises(IncompleteError, match="needs 1 CPUs and 1 GPUs"):

@@ -353,6 +353,24 @@ def test_score_image_needs_no_files():
     assert score_image(data, [metrics.create("lapm")], 10**6)[0][1] == "unreadable"
 
 
+def test_a_metric_that_breaks_costs_one_row(monkeypatch, image_folder):
+    listing = list_images(str(image_folder(3)))
+    computed = [metrics.create("lapm"), metrics.create("wavs")]
+    measure, calls = computed[0].measure, []
+
+    def break_once(planes):
+        calls.append(planes)
+        if len(calls) == 2:
+            raise RuntimeError("no\nidea")
+        return measure(planes)
+
+    monkeypatch.setattr(computed[0], "measure", break_once)
+    tables = score_shard(listing.table, computed, 10**6)
+    assert tables["lapm"]["status"].to_pylist() == ["ok", "undefined", "ok"]
+    assert tables["lapm"]["error"][1].as_py() == "RuntimeError: no idea"
+    assert tables["wavs"]["status"].to_pylist() == ["ok"] * 3
+
+
 def test_a_workspace_in_an_object_store_like_file_system(image_folder):
     """A local folder behind file://, with a space: URIs and paths name the same workspace."""
     root = image_folder(2)
@@ -374,7 +392,7 @@ def test_progress_lines_come_while_it_runs(image_folder, ws, capfd):
     def slow(*_):
         def work(shard):
             time.sleep(3)
-            return {"num_images": shard.images.num_rows, "num_failed": 0, "statuses": {}}
+            return {"num_images": shard.images.num_rows, "num_failed": 0}
 
         return work
 
