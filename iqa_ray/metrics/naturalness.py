@@ -76,8 +76,12 @@ def niqe(planes: Planes) -> float:
 
     model = _load_params("niqe")
     difference = model["mean"] - mean
+    # by eigenvalues: the singular value decomposition of NumPy 2.5's OpenBLAS rounds differently
+    # with another number of threads, and an actor has one
     precision = np.linalg.pinv(
-        (model["covariance"] + covariance) / 2, rcond=len(mean) * np.finfo(np.float64).eps
+        (model["covariance"] + covariance) / 2,
+        rcond=len(mean) * np.finfo(np.float64).eps,
+        hermitian=True,
     )
     return float(np.sqrt(np.einsum("i,ij,j->", difference, precision, difference)))
 
