@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -33,7 +33,6 @@ MAX_TRIES = 3
 # how long a pool may be without any running actor before the run gives up
 START_TIMEOUT_S = 600.0
 _ANSWER_TIMEOUT_S = 10.0
-_QUEUE_DEPTH = 2
 _TICK_S = 1.0
 
 
@@ -185,11 +184,14 @@ class _Worker:
 
 @dataclass
 class _Member:
-    """An actor of the pool and what is queued on it, oldest first."""
+    """An actor of the pool and the shard that it does.
+
+    One at a time: with a second one queued, a death could not be laid at one shard's door.
+    """
 
     actor: Any
     is_up: bool = False
-    queue: deque[int] = field(default_factory=deque)
+    shard: int | None = None
 
 
 class _Pool(Generic[ShardT, SummaryT]):
@@ -219,7 +221,7 @@ class _Pool(Generic[ShardT, SummaryT]):
             self._start_member()
         last_up_s = time.monotonic()
         while self._waiting or any(index is not None for _, index in self._running.values()):
-            self._fill_queues()
+            self._hand_out()
             finished, _ = ray.wait(list(self._running), num_returns=1, timeout=_TICK_S)
             for reference in finished:
                 self._collect(reference)
@@ -240,15 +242,12 @@ class _Pool(Generic[ShardT, SummaryT]):
         self._members.append(member)
         self._running[member.actor.ready.remote()] = (member, None)
 
-    def _fill_queues(self) -> None:
-        # one round a depth, so that the last shards spread instead of piling up on one actor
-        for depth in range(1, _QUEUE_DEPTH + 1):
-            for member in self._members:
-                if member.is_up and len(member.queue) < depth and self._waiting:
-                    index = self._waiting.popleft()
-                    reference = member.actor.run.remote(self._shards[index])
-                    member.queue.append(index)
-                    self._running[reference] = (member, index)
+    def _hand_out(self) -> None:
+        for member in self._members:
+            if member.is_up and member.shard is None and self._waiting:
+                member.shard = self._waiting.popleft()
+                reference = member.actor.run.remote(self._shards[member.shard])
+                self._running[reference] = (member, member.shard)
 
     def _collect(self, reference: Any) -> None:
         if reference not in self._running:  # its actor died, so it was handed back already
@@ -267,16 +266,16 @@ class _Pool(Generic[ShardT, SummaryT]):
                 member.is_up = True
                 self._num_failed_starts = 0
             else:
-                member.queue.remove(index)
+                member.shard = None
                 self._on_done(index, result)
 
     def _give_up(self, member: _Member, index: int | None, reason: str) -> None:
         assert index is not None, "an actor's ready() cannot raise"
-        member.queue.remove(index)
+        member.shard = None
         self.failures.append(ShardFailure(index, reason))
 
     def _lose_member(self, member: _Member, error: ray_errors.RayError) -> None:
-        """Replace a dead actor; charge the shard it was doing, hand the others back uncharged."""
+        """Replace a dead actor, and try its shard again or give it up."""
         self._members.remove(member)
         ray.kill(member.actor)  # it may only have been out of reach
         for reference in [r for r, (owner, _) in self._running.items() if owner is member]:
@@ -285,14 +284,13 @@ class _Pool(Generic[ShardT, SummaryT]):
             self._num_failed_starts += 1
             if self._num_failed_starts >= MAX_TRIES:
                 raise IncompleteError(f"actors cannot be started: {_last_line(error)}")
-        for place, index in enumerate(member.queue):
-            if place == 0:
-                self._tries[index] += 1
-            if self._tries[index] < MAX_TRIES:
-                self._waiting.append(index)
+        if member.shard is not None:
+            self._tries[member.shard] += 1
+            if self._tries[member.shard] < MAX_TRIES:
+                self._waiting.append(member.shard)
             else:
                 reason = f"its actor died on each of {MAX_TRIES} tries: {_last_line(error)}"
-                self.failures.append(ShardFailure(index, reason))
+                self.failures.append(ShardFailure(member.shard, reason))
         log(f"an actor was lost and is being replaced: {_last_line(error)}")
         self._start_member()
 
