@@ -140,7 +140,7 @@ def _train_and_predict(
         "backbone": job.backbone,
         "num_trained_on": training.num_rows,
         "num_held_out": num_held_out,
-        "model": f"{workspace}/{_model_file(key)}",
+        "model": str(workspace.location / _model_file(key)),
     }
     return judge_predictions(frame, classes), details
 
