@@ -44,6 +44,7 @@ COMMANDS = {
         "score every image with no-reference quality metrics",
         "iqa-ray score photos --workspace ws\n"
         "iqa-ray score photos.csv --workspace ws --metrics lapm,wavs,brisque\n"
+        "iqa-ray score photos --workspace ws --metrics lapm,musiq,maniqa --weights /nfs/weights\n"
         "iqa-ray score s3://bucket/photos --workspace s3://bucket/ws --address auto",
     ),
     "predict": Command(
@@ -66,6 +67,13 @@ COMMANDS = {
         "let the metrics vote and keep the images that pass",
         "iqa-ray select --workspace ws\n"
         "iqa-ray select --workspace ws --metrics lapm,wavs,niqe --rule any --link kept",
+    ),
+    "weights": Command(
+        "iqa_ray.weights_jobs", "WeightsJob", "run_weights", "describe_weights",
+        "fetch the files of deep metrics, or verify them",
+        "iqa-ray weights pull --to /nfs/weights\n"
+        "iqa-ray weights pull --metrics topiq_nr,clipiqa --to s3://bucket/weights\n"
+        "iqa-ray weights check --from /nfs/weights",
     ),
     "demo": Command(
         "iqa_ray.demo", "DemoJob", "run_demo", "describe_demo",

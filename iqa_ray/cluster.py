@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 import ray
 from ray import exceptions as ray_errors
 
+from iqa_ray.capacity import Resources
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import one_line
 from iqa_ray.progress import log
@@ -37,17 +38,10 @@ _TICK_S = 1.0
 
 
 @dataclass(frozen=True)
-class Resources:
-    """What one actor asks of Ray."""
-
-    num_cpus: float = 1.0
-    num_gpus: float = 0.0
-
-
-@dataclass(frozen=True)
 class ShardFailure:
-    """A shard that was given up: its index and the reason."""
+    """A shard that was given up: which of which pool, and the reason."""
 
+    pool: int
     index: int
     reason: str
 
@@ -98,15 +92,30 @@ def count_actors(asked: int | None, resources: Resources, num_shards: int) -> in
     Raises:
         IncompleteError: none is asked for, and the only machine has room for none.
     """
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(_room_on(node, resources) for node in alive)
-    if room == 0 and len(alive) == 1 and asked is None:
-        have = f"{alive[0].get('CPU', 0):g} CPUs and {alive[0].get('GPU', 0):g} GPUs"
+    if asked is None:
+        check_room(resources)
+    room = sum(_room_on(node, resources) for node in list_nodes())
+    return max(1, min(asked or room, num_shards))
+
+
+def check_room(resources: Resources) -> None:
+    """Make sure that a lone machine has room for one actor; more nodes may bring more.
+
+    Raises:
+        IncompleteError: it has not.
+    """
+    nodes = list_nodes()
+    if len(nodes) == 1 and not _room_on(nodes[0], resources):
+        have = f"{nodes[0].get('CPU', 0):g} CPUs and {nodes[0].get('GPU', 0):g} GPUs"
         raise IncompleteError(
             f"an actor needs {resources.num_cpus:g} CPUs and {resources.num_gpus:g} GPUs, but this "
             f"machine has {have}; where an autoscaler brings more, say how many with --num-actors"
         )
-    return max(1, min(asked or room, num_shards))
+
+
+def list_nodes() -> list[dict[str, float]]:
+    """The resources of each node that is up."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def count_gpus() -> float:
@@ -120,7 +129,7 @@ def plan_single_worker() -> Resources:
     Without GPUs that is an even share of the free CPUs, since some node has at least as many free;
     with them, a GPU and its even share of its node's CPUs. PyTorch takes a thread a CPU.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = list_nodes()
     with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
     if with_gpu:
         share = min(node.get("CPU", 0) / node["GPU"] for node in with_gpu)
@@ -139,93 +148,131 @@ def _room_on(node: dict[str, float], resources: Resources) -> int:
     return int(min(limits, default=1) + 1e-9)
 
 
-def run_shards(
-    make_worker: Callable[[], Callable[[ShardT], SummaryT]],
-    shards: Sequence[ShardT],
-    num_actors: int,
-    resources: Resources,
-    on_done: Callable[[int, SummaryT], None],
-) -> list[ShardFailure]:
-    """Run every shard on a pool of actors and return those that were given up.
+@dataclass(frozen=True)
+class Pool(Generic[ShardT, SummaryT]):
+    """Shards and the actors that do them.
 
     Args:
         make_worker: called once in each actor; makes the callable that does a shard.
         shards: each is sent to one actor at a time.
-        num_actors: size of the pool; shards flow to whichever actors are up.
+        num_actors: how many at most; shards flow to whichever are up.
         resources: what each actor asks of Ray.
-        on_done: told of each finished shard: its index and the worker's summary.
+    """
+
+    make_worker: Callable[[], Callable[[ShardT], SummaryT]]
+    shards: Sequence[ShardT]
+    num_actors: int
+    resources: Resources
+
+
+def run_shards(
+    pools: Sequence[Pool[Any, SummaryT]], on_done: Callable[[int, int, SummaryT], None]
+) -> list[ShardFailure]:
+    """Run every shard of every pool, the pools side by side; returns the shards given up.
+
+    Args:
+        pools: each with shards and actors of its own.
+        on_done: told of each finished shard: index of its pool, its own index there, and the
+            worker's summary.
 
     A shard whose actor or node dies is tried again elsewhere, MAX_TRIES times in all; a shard
     whose worker raises is not, since it would raise again.
 
     Raises:
         IncompleteError: no actor could be started.
+        UsageError: what a worker raised while it was made, if that.
     """
-    pool = _Pool(make_worker, shards, resources, on_done)
+    crews = [_Crew(index, pool) for index, pool in enumerate(pools)]
+    run = _Run(crews, on_done)
     try:
-        pool.run(num_actors)
+        run.run()
     finally:
-        pool.close()
-    return pool.failures
+        for crew in crews:
+            crew.dismiss()
+    return run.failures
 
 
 class _Worker:
     """The actor: makes the worker once and does shards with it."""
 
     def __init__(self, make_worker: Callable[[], Callable[[Any], Any]]) -> None:
-        self._work = make_worker()
+        self._make_worker = make_worker
+        self._work: Callable[[Any], Any] | None = None
 
-    def ready(self) -> None:
-        """Answers once the worker is made."""
+    def make(self) -> None:
+        """Not done in __init__, of whose errors Ray gives only the text."""
+        self._work = self._make_worker()
 
     def run(self, shard: Any) -> Any:
+        assert self._work is not None
         return self._work(shard)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Member:
-    """An actor of the pool and the shard that it does.
+    """An actor and the shard that it does; before the first one, it is being made.
 
-    One at a time: with a second one queued, a death could not be laid at one shard's door.
+    One shard at a time: with a second one queued, a death could not be laid at one shard's door.
     """
 
     actor: Any
+    crew: _Crew
     is_up: bool = False
     shard: int | None = None
 
 
-class _Pool(Generic[ShardT, SummaryT]):
-    def __init__(
-        self,
-        make_worker: Callable[[], Callable[[ShardT], SummaryT]],
-        shards: Sequence[ShardT],
-        resources: Resources,
-        on_done: Callable[[int, SummaryT], None],
-    ) -> None:
-        self._make_worker = make_worker
-        self._shards = shards
-        self._on_done = on_done
-        self._actor_class = ray.remote(_Worker).options(
-            num_cpus=resources.num_cpus, num_gpus=resources.num_gpus
+class _Crew:
+    """A pool at work: its actors, and the shards that wait."""
+
+    def __init__(self, index: int, pool: Pool[Any, Any]) -> None:
+        self.index, self.pool = index, pool
+        self.waiting = deque(range(len(pool.shards)))
+        self.tries = [0] * len(pool.shards)
+        self.members: list[_Member] = []
+        self.num_failed_starts = 0
+        actor_class: Any = ray.remote(_Worker)
+        self._actor_class = actor_class.options(
+            num_cpus=pool.resources.num_cpus, num_gpus=pool.resources.num_gpus
         )
-        self._waiting = deque(range(len(shards)))
-        self._tries = [0] * len(shards)
-        self._members: list[_Member] = []
-        # a reference is either a member's start (no shard index) or one of its shards
-        self._running: dict[Any, tuple[_Member, int | None]] = {}
-        self._num_failed_starts = 0
+
+    @property
+    def is_done(self) -> bool:
+        return not self.waiting and all(member.shard is None for member in self.members)
+
+    def hire(self) -> tuple[Any, _Member]:
+        """Start an actor; returns the reference to the making of its worker, and the member."""
+        actor = self._actor_class.remote(self.pool.make_worker)
+        member = _Member(actor, self)
+        self.members.append(member)
+        return actor.make.remote(), member
+
+    def dismiss(self) -> None:
+        """End all actors, so that others get their place."""
+        for member in self.members:
+            ray.kill(member.actor)
+        self.members = []
+
+
+class _Run:
+    def __init__(self, crews: list[_Crew], on_done: Callable[[int, int, Any], None]) -> None:
+        self._crews, self._on_done = crews, on_done
+        self._running: dict[Any, _Member] = {}
         self.failures: list[ShardFailure] = []
 
-    def run(self, num_actors: int) -> None:
-        for _ in range(num_actors):
-            self._start_member()
+    def run(self) -> None:
+        for crew in self._crews:
+            for _ in range(min(crew.pool.num_actors, len(crew.waiting))):
+                self._hire(crew)
         last_up_s = time.monotonic()
-        while self._waiting or any(index is not None for _, index in self._running.values()):
-            self._hand_out()
+        while at_work := [crew for crew in self._crews if not crew.is_done]:
+            self._hand_out(at_work)
             finished, _ = ray.wait(list(self._running), num_returns=1, timeout=_TICK_S)
             for reference in finished:
                 self._collect(reference)
-            if any(member.is_up for member in self._members):
+            for crew in at_work:
+                if crew.is_done:
+                    self._dismiss(crew)
+            if any(member.is_up for crew in at_work for member in crew.members):
                 last_up_s = time.monotonic()
             elif time.monotonic() - last_up_s > START_TIMEOUT_S:
                 raise IncompleteError(
@@ -233,66 +280,64 @@ class _Pool(Generic[ShardT, SummaryT]):
                     "room for one"
                 )
 
-    def close(self) -> None:
-        for member in self._members:
-            ray.kill(member.actor)
+    def _hire(self, crew: _Crew) -> None:
+        reference, member = crew.hire()
+        self._running[reference] = member
 
-    def _start_member(self) -> None:
-        member = _Member(self._actor_class.remote(self._make_worker))
-        self._members.append(member)
-        self._running[member.actor.ready.remote()] = (member, None)
+    def _dismiss(self, crew: _Crew) -> None:
+        for reference in [r for r, member in self._running.items() if member.crew is crew]:
+            del self._running[reference]
+        crew.dismiss()
 
-    def _hand_out(self) -> None:
-        for member in self._members:
-            if member.is_up and member.shard is None and self._waiting:
-                member.shard = self._waiting.popleft()
-                reference = member.actor.run.remote(self._shards[member.shard])
-                self._running[reference] = (member, member.shard)
+    def _hand_out(self, crews: list[_Crew]) -> None:
+        for crew in crews:
+            for member in crew.members:
+                if member.is_up and member.shard is None and crew.waiting:
+                    member.shard = crew.waiting.popleft()
+                    shard = crew.pool.shards[member.shard]
+                    self._running[member.actor.run.remote(shard)] = member
 
     def _collect(self, reference: Any) -> None:
-        if reference not in self._running:  # its actor died, so it was handed back already
-            return
-        member, index = self._running[reference]
+        member = self._running.pop(reference)
+        crew, shard, member.shard = member.crew, member.shard, None
         try:
             result = ray.get(reference)
         except ray_errors.RayTaskError as error:
-            del self._running[reference]
-            self._give_up(member, index, one_line(error.cause or error))
+            if shard is not None:
+                self.failures.append(
+                    ShardFailure(crew.index, shard, one_line(error.cause or error))
+                )
+            elif isinstance(error.cause, UsageError):
+                raise error.cause from None
+            else:
+                self._replace(member, None, one_line(error.cause or error))
         except ray_errors.RayError as error:
-            self._lose_member(member, error)
+            self._replace(member, shard, _last_line(error))
         else:
-            del self._running[reference]
-            if index is None:
+            if shard is None:
                 member.is_up = True
-                self._num_failed_starts = 0
+                crew.num_failed_starts = 0
             else:
-                member.shard = None
-                self._on_done(index, result)
+                self._on_done(crew.index, shard, result)
 
-    def _give_up(self, member: _Member, index: int | None, reason: str) -> None:
-        assert index is not None, "an actor's ready() cannot raise"
-        member.shard = None
-        self.failures.append(ShardFailure(index, reason))
-
-    def _lose_member(self, member: _Member, error: ray_errors.RayError) -> None:
-        """Replace a dead actor, and try its shard again or give it up."""
-        self._members.remove(member)
+    def _replace(self, member: _Member, shard: int | None, reason: str) -> None:
+        """Start another actor in place of a dead one, and try its shard again or give it up."""
+        crew = member.crew
+        crew.members.remove(member)
         ray.kill(member.actor)  # it may only have been out of reach
-        for reference in [r for r, (owner, _) in self._running.items() if owner is member]:
-            del self._running[reference]
         if not member.is_up:
-            self._num_failed_starts += 1
-            if self._num_failed_starts >= MAX_TRIES:
-                raise IncompleteError(f"actors cannot be started: {_last_line(error)}")
-        if member.shard is not None:
-            self._tries[member.shard] += 1
-            if self._tries[member.shard] < MAX_TRIES:
-                self._waiting.append(member.shard)
+            crew.num_failed_starts += 1
+            if crew.num_failed_starts >= MAX_TRIES:
+                raise IncompleteError(f"actors cannot be started: {reason}")
+        if shard is not None:
+            crew.tries[shard] += 1
+            if crew.tries[shard] < MAX_TRIES:
+                crew.waiting.append(shard)
             else:
-                reason = f"its actor died on each of {MAX_TRIES} tries: {_last_line(error)}"
-                self.failures.append(ShardFailure(member.shard, reason))
-        log(f"an actor was lost and is being replaced: {_last_line(error)}")
-        self._start_member()
+                reason = f"its actor died on each of {MAX_TRIES} tries: {reason}"
+                self.failures.append(ShardFailure(crew.index, shard, reason))
+        log(f"an actor was lost and is being replaced: {reason}")
+        self._hire(crew)
 
 
 def _last_line(error: BaseException) -> str:

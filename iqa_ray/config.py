@@ -11,6 +11,7 @@ import argparse
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,9 +63,7 @@ def build_parser(parser: argparse.ArgumentParser, model: type[Job]) -> argparse.
             continue
         if not field.is_required() and field.default not in (None, (), {}, False):
             options["help"] = f"{text} (default: {format_value(field.default)})"
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", dest=name, **options, **_flag_kind(field.annotation)
-        )
+        parser.add_argument(_flag_of(name), dest=name, **options, **_flag_kind(field.annotation))
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="read settings from a YAML file; flags win over it"
     )
@@ -78,6 +77,11 @@ def format_value(value: Any) -> str:
     if isinstance(value, Mapping):
         return " ".join(f"{key}={item}" for key, item in value.items())
     return str(value)
+
+
+def _flag_of(name: str) -> str:
+    # a field whose name would be a Python keyword ends with an underscore
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def _flag_kind(annotation: Any) -> dict[str, Any]:
@@ -142,7 +146,8 @@ def load_settings(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
         raise UsageError(f"--config {path} must hold `setting: value` lines")
-    return {str(key).replace("-", "_"): value for key, value in loaded.items()}
+    settings = {str(key).replace("-", "_"): value for key, value in loaded.items()}
+    return {f"{key}_" if iskeyword(key) else key: value for key, value in settings.items()}
 
 
 def dump_settings(job: Job) -> str:
@@ -155,7 +160,7 @@ def _read_pairs(name: str, pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator:
-            raise UsageError(f"--{name.replace('_', '-')} {pair}: write NAME=VALUE")
+            raise UsageError(f"{_flag_of(name)} {pair}: write NAME=VALUE")
         items[key.strip()] = value.strip()
     return items
 
@@ -170,7 +175,7 @@ def _first_problem(model: type[Job], error: ValidationError) -> str:
         return f"unknown setting {name!r} in --config; known: {known}"
     extra = field.json_schema_extra if field else None
     is_positional = isinstance(extra, dict) and bool(extra.get("positional"))
-    flag = name.upper() if is_positional else f"--{name.replace('_', '-')}"
+    flag = name.upper() if is_positional else _flag_of(name)
     if problem["type"] == "missing":
         return f"{flag} is required (on the command line or in --config)"
     message = problem["msg"].removeprefix("Value error, ")

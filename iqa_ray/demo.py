@@ -16,7 +16,8 @@ from iqa_ray.files import locate
 from iqa_ray.predicting import PredictJob, run_predict
 from iqa_ray.predictions import PREDICTIONS_FILE
 from iqa_ray.progress import log
-from iqa_ray.scoring import ScoreJob, run_score
+from iqa_ray.score_job import ScoreJob
+from iqa_ray.scoring import run_score
 from iqa_ray.selection.jobs import (
     SELECTION_FILE,
     CutoffsJob,

@@ -9,6 +9,7 @@ import uuid
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -83,17 +84,21 @@ def _open_filesystem(prefix: str, bucket: str, options: str) -> pafs.FileSystem:
 _LOCAL = pafs.LocalFileSystem()
 
 
-def read_bytes(location: Location) -> bytes:
-    """The whole file.
+def open_stream(location: Location) -> BinaryIO:
+    """Open a file for reading from its start.
 
     Raises:
         OSError: it is missing or cannot be read.
     """
     if location.is_local:
-        with open(location.path, "rb") as stream:
-            return stream.read()
-    with location.filesystem.open_input_stream(location.path) as stream:
-        return bytes(stream.readall())
+        return open(location.path, "rb")
+    return cast(BinaryIO, location.filesystem.open_input_stream(location.path))
+
+
+def read_bytes(location: Location) -> bytes:
+    """The whole file. Raises as `open_stream`."""
+    with open_stream(location) as stream:
+        return stream.read()
 
 
 def write_bytes(location: Location, data: bytes | pa.Buffer) -> None:

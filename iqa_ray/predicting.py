@@ -15,6 +15,7 @@ from pyarrow import compute as pc
 from pydantic import Field, model_validator
 
 from iqa_ray import cluster
+from iqa_ray.capacity import Resources
 from iqa_ray.config import WorkspaceJob
 from iqa_ray.decoding import DEFAULT_MAX_PIXELS, hash_content
 from iqa_ray.errors import IncompleteError, UsageError
@@ -331,13 +332,12 @@ def _predict_missing(
     columns = images.select(["image_id", "path"])
     pieces = [rows[start : start + _SHARD_SIZE] for start in range(0, len(rows), _SHARD_SIZE)]
     shards = [(columns.take(piece), fingerprints[piece]) for piece in pieces]
-    resources = cluster.Resources(num_cpus=1.0, num_gpus=min(1.0, cluster.count_gpus()))
+    resources = Resources(num_cpus=1.0, num_gpus=min(1.0, cluster.count_gpus()))
     num_actors = cluster.count_actors(job.num_actors, resources, len(shards))
     make = partial(ShardPredictor, str(workspace), key, options, max_pixels)
     with Progress(len(rows), "predict") as progress:
-        failures = cluster.run_shards(
-            make, shards, num_actors, resources, lambda _, done: progress.update(done)
-        )
+        pool = cluster.Pool(make, shards, num_actors, resources)
+        failures = cluster.run_shards([pool], lambda _, __, done: progress.update(done))
     if failures:
         raise IncompleteError(
             f"{len(failures)} of {len(shards)} shards have no predictions: {failures[0].reason}; "

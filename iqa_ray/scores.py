@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from math import inf, isfinite
 from typing import Any
 
 import pandas as pd
@@ -10,7 +12,7 @@ import pyarrow as pa
 from pyarrow import compute as pc
 
 from iqa_ray.errors import UsageError
-from iqa_ray.metrics.spec import SPECS, get_spec
+from iqa_ray.metrics.spec import SPECS, MetricSpec, get_spec
 from iqa_ray.store import Workspace
 
 SCORES_SCHEMA = pa.schema(
@@ -25,16 +27,59 @@ SCORES_SCHEMA = pa.schema(
 )
 
 
+# the entries of pyiqa's metrics, as they were when the workspace was last scored with them
+SPECS_FILE = "metrics.json"
+
+
 def scores_folder(metric: str, version: str) -> str:
     """Where the workspace keeps a metric's scores."""
     return f"scores/metric={metric}/version={version}"
 
 
+def record_specs(workspace: Workspace, specs: Sequence[MetricSpec]) -> None:
+    """Record the present entries of pyiqa's metrics, which later jobs read in place of pyiqa's."""
+    recorded = read_specs(workspace)
+    entries = {}
+    for spec in [*recorded.values(), *specs]:
+        entry = asdict(spec)
+        entry["range"] = [bound if isfinite(bound) else None for bound in spec.range]
+        entries[spec.name] = entry
+    workspace.write_json(SPECS_FILE, entries)
+
+
+def read_specs(workspace: Workspace) -> dict[str, MetricSpec]:
+    """The entries of pyiqa's metrics that the workspace was scored with."""
+    if not workspace.has(SPECS_FILE):
+        return {}
+    specs = {}
+    for name, entry in workspace.read_json(SPECS_FILE, "score IMAGES").items():
+        low, high = entry["range"]
+        bounds = (-inf if low is None else low, inf if high is None else high)
+        specs[name] = MetricSpec(**{**entry, "range": bounds})
+    return specs
+
+
+def find_spec(workspace: Workspace, name: str) -> MetricSpec:
+    """A metric's entry; for pyiqa's metrics the version that the workspace was last scored with.
+
+    Raises:
+        UsageError: there is no such metric.
+    """
+    recorded = read_specs(workspace)
+    if name in recorded:
+        return recorded[name]
+    try:
+        return get_spec(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
 def scored_metrics(workspace: Workspace) -> list[str]:
     """The metrics that have scores at their present version, in the order of the spec table."""
+    specs = {**SPECS, **read_specs(workspace)}
     return [
         name
-        for name, spec in SPECS.items()
+        for name, spec in specs.items()
         if workspace.parts(scores_folder(name, spec.version)).exist()
     ]
 
@@ -43,9 +88,9 @@ def read_scores(workspace: Workspace, name: str) -> pa.Table:
     """A metric's scores (SCORES_SCHEMA) at its present version.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there are none, or no such metric.
     """
-    table = workspace.parts(scores_folder(name, get_spec(name).version)).read()
+    table = workspace.parts(scores_folder(name, find_spec(workspace, name).version)).read()
     if table is None:
         raise UsageError(
             f"{workspace} has no {name} scores: run `iqa-ray score IMAGES --workspace {workspace} "
@@ -60,7 +105,7 @@ def count_failures(workspace: Workspace, names: Sequence[str], images: pa.Table)
     report: dict[str, Any] = {}
     listed = images.column("image_id").combine_chunks()
     for name in names:
-        parts = workspace.parts(scores_folder(name, get_spec(name).version))
+        parts = workspace.parts(scores_folder(name, find_spec(workspace, name).version))
         table = parts.read(["image_id", "path", "status", "error"], pc.field("status") != "ok")
         if table is None:
             continue

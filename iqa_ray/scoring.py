@@ -1,205 +1,60 @@
-"""Score images: one shard (pure), and all missing ones spread over Ray actors."""
+"""The job `score`: list the images, find out what lacks a score, have it scored by Ray actors.
+
+CPU metrics are scored together, in one pool of actors; each deep metric has a pool of its own.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pydantic import Field, field_validator
+from numpy.typing import NDArray
 
-from iqa_ray import cluster, metrics
-from iqa_ray.config import WorkspaceJob, make_job, positional
-from iqa_ray.decoding import (
-    DEFAULT_MAX_PIXELS,
-    LARGEST_MAX_PIXELS,
-    ImageError,
-    decode_image,
-    hash_content,
-    read_image_bytes,
+from iqa_ray import cluster
+from iqa_ray.config import make_job
+from iqa_ray.errors import UsageError
+from iqa_ray.files import locate
+from iqa_ray.images import list_images
+from iqa_ray.metrics.deep import make_version
+from iqa_ray.metrics.pulling import prepare_weights
+from iqa_ray.metrics.spec import CPU_METRICS, MetricSpec, get_spec
+from iqa_ray.progress import log
+from iqa_ray.score_job import ScoreJob
+from iqa_ray.scores import count_failures, record_specs, scores_folder, scores_frame
+from iqa_ray.shards import ShardScorer, Source
+from iqa_ray.spreading import (
+    Group,
+    GroupWork,
+    MakeWorker,
+    choose_max_side,
+    spread_groups,
+    summarise_models,
 )
-from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.files import locate, one_line
-from iqa_ray.images import LabelMode, list_images, locate_image
-from iqa_ray.metrics.planes import Planes
-from iqa_ray.metrics.spec import CPU_METRICS, MetricError, get_spec
-from iqa_ray.progress import Progress, log
-from iqa_ray.scores import SCORES_SCHEMA, count_failures, scores_folder, scores_frame
 from iqa_ray.store import Fingerprints, Workspace, find_missing, make_fingerprints
 
-# a part should be worth a file, and a lost shard not worth a tear
-SMALLEST_SHARD, LARGEST_SHARD = 32, 512
-_SHARDS_PER_ACTOR = 16
-_NUM_NAMED = 5
 
-Score = tuple[float | None, str, str]  # score, status, error
-
-
-class ScoreJob(WorkspaceJob):
-    """Score every image with no-reference quality metrics."""
-
-    images: str = positional("folder, manifest (.csv, .parquet) or URI of the images", "IMAGES")
-    metrics: tuple[str, ...] = Field(
-        default=CPU_METRICS, description="metrics to score with, separated by commas"
-    )
-    labels: LabelMode = Field(
-        default="parent",
-        description="where labels come from if no manifest gives them: the name of an image's "
-        "parent folder, of the top folder, or none",
-    )
-    max_pixels: int = Field(
-        default=DEFAULT_MAX_PIXELS,
-        ge=1,
-        le=LARGEST_MAX_PIXELS,
-        description="larger images are not decoded, but get the status too_large",
-    )
-    num_actors: int | None = Field(
-        default=None, ge=1, description="scoring actors (default: one a CPU of the cluster)"
-    )
-    cpus_per_actor: float = Field(
-        default=1.0, gt=0, description="CPUs that each actor asks of Ray; it computes on one thread"
-    )
-    shard_size: int | None = Field(
-        default=None, ge=1, description="images a shard (default: by the number of images)"
-    )
-
-    @field_validator("metrics")
-    @classmethod
-    def _check_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if not names:
-            raise ValueError("name at least one metric")
-        for name in names:
-            metrics.create(name)
-        return tuple(dict.fromkeys(names))
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Images to be scored together, with the metrics that they lack."""
-
-    images: pa.Table  # image_id, path
-    metrics: tuple[str, ...]
-    fingerprints: Fingerprints
-
-
-# --- one shard --------------------------------------------------------------------------------
-
-
-def score_image(data: bytes, computed: Sequence[metrics.Metric], max_pixels: int) -> list[Score]:
-    """Score the bytes of one image file with CPU metrics, decoding it once.
-
-    Returns (score, status, error) a metric; the score is None unless the status is `ok`.
-    """
-    try:
-        planes = Planes(decode_image(data, max_pixels))
-    except ImageError as error:
-        return [(None, error.status, str(error))] * len(computed)
-    scores: list[Score] = []
-    for metric in computed:
-        try:
-            scores.append((metric.measure(planes), "ok", ""))
-        except MetricError as error:
-            scores.append((None, error.status, str(error)))
-        except MemoryError:
-            scores.append((None, "too_large", f"not enough memory for {metric.name}"))
-        except Exception as error:  # one odd image must not cost the others of its shard
-            scores.append((None, "undefined", f"{type(error).__name__}: {one_line(error)}"))
-    return scores
-
-
-def score_shard(
-    images: pa.Table, computed: Sequence[metrics.Metric], max_pixels: int, options: str = ""
-) -> dict[str, pa.Table]:
-    """Score the rows of `images` (image_id, path): one SCORES_SCHEMA table a metric.
-
-    Every row comes back, in order; `options` are those of the data set's URI.
-    """
-    ids, paths = images.column("image_id").to_pylist(), images.column("path").to_pylist()
-    hashes: list[str | None] = []
-    scores: list[list[Score]] = []
-    for path in paths:
-        try:
-            data = read_image_bytes(locate_image(path, options))
-        except ImageError as error:
-            hashes.append(None)
-            scores.append([(None, error.status, str(error))] * len(computed))
-            continue
-        hashes.append(hash_content(data))
-        scores.append(score_image(data, computed, max_pixels))
-    tables = {}
-    for place, metric in enumerate(computed):
-        values, statuses, errors = zip(*(row[place] for row in scores), strict=True)
-        columns = [ids, paths, hashes, values, statuses, errors]
-        tables[metric.name] = pa.table(
-            [
-                pa.array(cells, kind)
-                for cells, kind in zip(columns, SCORES_SCHEMA.types, strict=True)
-            ],
-            schema=SCORES_SCHEMA,
-        )
-    return tables
-
-
-class ShardScorer:
-    """Scores shards and writes their parts; knows nothing of who spreads them."""
-
-    def __init__(self, workspace: str, max_pixels: int, options: str, settings: str) -> None:
-        cv2.setNumThreads(1)
-        _keep_freed_memory()
-        self._workspace = Workspace(workspace)
-        self._max_pixels, self._options, self._settings = max_pixels, options, settings
-
-    def __call__(self, shard: Shard) -> dict[str, int]:
-        """Returns the number of images, and of those without a score for some metric."""
-        computed = [metrics.create(name) for name in shard.metrics]
-        tables = score_shard(shard.images, computed, self._max_pixels, self._options)
-        failed = np.zeros(shard.images.num_rows, bool)
-        for metric in computed:
-            table = tables[metric.name]
-            status = table.column("status").to_numpy(zero_copy_only=False)
-            failed |= status != "ok"
-            parts = self._workspace.parts(scores_folder(metric.name, metric.version))
-            parts.write(table, shard.fingerprints, self._settings)
-        return {"num_images": len(failed), "num_failed": int(failed.sum())}
-
-
-def _keep_freed_memory() -> None:
-    """Let the allocator keep what a metric frees instead of handing it back to the system.
-
-    glibc raises its thresholds for that to the size of the largest block that was freed. Without
-    it every image faults its working memory in anew, which doubled the time of NIQE where
-    measured.
-    """
-    np.empty(31 << 20, np.uint8)
-
-
-# --- the run ----------------------------------------------------------------------------------
-
-
-def run_score(
-    job: ScoreJob, make_worker: Callable[..., Callable[[Shard], dict[str, int]]] = ShardScorer
-) -> dict[str, Any]:
+def run_score(job: ScoreJob, make_worker: MakeWorker = ShardScorer) -> dict[str, Any]:
     """List the images, score those that have no score yet, and return the run's summary.
 
     Args:
         job: the settings.
-        make_worker: what an actor makes with (workspace, max_pixels, options, settings).
+        make_worker: what an actor of the CPU metrics makes with a `Source`.
 
     Raises:
-        UsageError: unusable input, or a workspace that holds something else.
+        UsageError: unusable input, weights that are missing or damaged, or a workspace that holds
+            something else.
         IncompleteError: some shards could not be scored; the next run scores them.
     """
     start_s = time.monotonic()
     workspace = Workspace(job.workspace)
     listing = list_images(job.images, job.labels, exclude=[workspace.location])
+    groups = _make_groups(job)
     workspace.prepare()
     record = {
         "images": str(locate(job.images)),
@@ -210,22 +65,24 @@ def run_score(
     _check_same_data(workspace, record)
     workspace.write_table("images.parquet", listing.table, record)
     workspace.record_config("score", job)
+    deep = [spec for group in groups if group.weights for spec in group.specs]
+    if deep:
+        record_specs(workspace, deep)
 
     settings = json.dumps({"max_pixels": job.max_pixels})
     fingerprints = make_fingerprints(listing.table, settings)
-    missing = _find_missing_metrics(workspace, job.metrics, listing.table, fingerprints)
-    num_to_score = int((missing > 0).sum())
-    num_images = listing.table.num_rows
+    missing = {
+        group: _find_missing_metrics(workspace, group.specs, listing.table, fingerprints)
+        for group in groups
+    }
+    is_missing = np.any([mask > 0 for mask in missing.values()], axis=0)
+    num_images, num_to_score = listing.table.num_rows, int(is_missing.sum())
+    works: list[GroupWork] = []
     if num_to_score:
         log(f"scoring {num_to_score:,} of {num_images:,} images with {', '.join(job.metrics)}")
+        source = Source(str(workspace), job.max_pixels, listing.root.options, settings)
         with cluster.connect(job.address):
-            resources = cluster.Resources(num_cpus=job.cpus_per_actor)
-            num_actors = cluster.count_actors(job.num_actors, resources, num_to_score)
-            shards = _cut_shards(listing.table, fingerprints, missing, job, num_actors)
-            make = partial(
-                make_worker, str(workspace), job.max_pixels, listing.root.options, settings
-            )
-            _spread(make, shards, num_actors, resources, num_to_score)
+            works = spread_groups(job, source, listing.table, fingerprints, missing, make_worker)
     seconds = time.monotonic() - start_s
     failures = count_failures(workspace, job.metrics, listing.table)
     return {
@@ -235,10 +92,26 @@ def run_score(
         "num_failed": failures.pop("images"),
         "failures": failures,
         "metrics": list(job.metrics),
+        "models": summarise_models(works),
         "seconds": round(seconds, 3),
         "images_per_s": round(num_to_score / seconds, 2),
         "workspace": str(workspace),
     }
+
+
+def _make_groups(job: ScoreJob) -> list[Group]:
+    """The CPU metrics together and each deep metric, its weights made sure of."""
+    specs = [get_spec(name) for name in job.metrics]
+    groups = []
+    if cpu := tuple(spec for spec in specs if spec.backend == "cpu"):
+        groups.append(Group(cpu))
+    if deep := [spec for spec in specs if spec.backend == "pyiqa"]:
+        prepared = prepare_weights([spec.name for spec in deep], job.weights)
+        for spec in deep:
+            weights = prepared[spec.name]
+            version = make_version(weights, job.precision, choose_max_side(job, spec.name))
+            groups.append(Group((replace(spec, version=version),), weights))
+    return groups
 
 
 def _check_same_data(workspace: Workspace, record: dict[str, Any]) -> None:
@@ -257,74 +130,24 @@ def _check_same_data(workspace: Workspace, record: dict[str, Any]) -> None:
 
 
 def _find_missing_metrics(
-    workspace: Workspace, names: Sequence[str], images: pa.Table, fingerprints: Fingerprints
-) -> np.ndarray[Any, np.dtype[np.int64]]:
+    workspace: Workspace,
+    specs: Sequence[MetricSpec],
+    images: pa.Table,
+    fingerprints: Fingerprints,
+) -> NDArray[np.int64]:
     """A bit mask an image: bit m is set where the metric m has no valid row."""
     missing = np.zeros(images.num_rows, np.int64)
     ids = images.column("image_id").combine_chunks()
-    for bit, name in enumerate(names):
-        parts = workspace.parts(scores_folder(name, get_spec(name).version))
+    for bit, spec in enumerate(specs):
+        parts = workspace.parts(scores_folder(spec.name, spec.version))
         num_dropped = parts.drop_stale(ids, fingerprints)
         if num_dropped:
-            log(f"{num_dropped:,} {name} scores were of images that changed since; scoring again")
+            log(
+                f"{num_dropped:,} {spec.name} scores were of images that changed since; "
+                "scoring again"
+            )
         missing |= find_missing(parts.done(), fingerprints).astype(np.int64) << bit
     return missing
-
-
-def _cut_shards(
-    images: pa.Table,
-    fingerprints: Fingerprints,
-    missing: np.ndarray[Any, np.dtype[np.int64]],
-    job: ScoreJob,
-    num_actors: int,
-) -> list[Shard]:
-    """Shards of images that lack the same metrics, so that each is decoded once for all of them."""
-    num_missing = int((missing > 0).sum())
-    fair = -(-num_missing // (num_actors * _SHARDS_PER_ACTOR))
-    size = job.shard_size or min(max(fair, SMALLEST_SHARD), LARGEST_SHARD)
-    columns = images.select(["image_id", "path"])
-    shards = []
-    for mask in np.unique(missing[missing > 0]):
-        lacking = tuple(name for bit, name in enumerate(job.metrics) if mask >> bit & 1)
-        rows = np.flatnonzero(missing == mask)
-        for start in range(0, len(rows), size):
-            chosen = rows[start : start + size]
-            shards.append(Shard(columns.take(chosen), lacking, fingerprints[chosen]))
-    return shards
-
-
-def _spread(
-    make: Callable[[], Callable[[Shard], dict[str, int]]],
-    shards: list[Shard],
-    num_actors: int,
-    resources: cluster.Resources,
-    num_images: int,
-) -> None:
-    with Progress(num_images, "score") as progress:
-        failures = cluster.run_shards(
-            make,
-            shards,
-            min(num_actors, len(shards)),
-            resources,
-            lambda _, done: progress.update(done["num_images"], done["num_failed"]),
-        )
-    if failures:
-        num_left = sum(shards[failure.index].images.num_rows for failure in failures)
-        named = "; ".join(
-            f"shard {failure.index} ({_first_path(shards[failure.index])!r} and "
-            f"{shards[failure.index].images.num_rows - 1} more): {failure.reason}"
-            for failure in itertools.islice(failures, _NUM_NAMED)
-        )
-        rest = len(failures) - _NUM_NAMED
-        raise IncompleteError(
-            f"{num_left:,} images could not be scored: {named}"
-            + (f"; and {rest} more shards" if rest > 0 else "")
-            + "; the other scores are kept, run the same command again to complete them"
-        )
-
-
-def _first_path(shard: Shard) -> str:
-    return str(shard.images.column("path")[0])
 
 
 def score(
@@ -335,8 +158,8 @@ def score(
     Args:
         images: folder, manifest (.csv, .parquet) or URI.
         workspace: folder or URI of the tables; what it holds already is not scored again.
-        metrics: names of metrics (`iqa_ray.metrics.spec.SPECS`).
-        settings: further settings of `ScoreJob`, such as `num_actors`.
+        metrics: names of metrics (`iqa_ray.metrics.spec.SPECS`, or pyiqa's).
+        settings: further settings of `ScoreJob`, such as `num_actors` or `weights`.
 
     Raises:
         ValueError: unusable input (an `iqa_ray.errors.UsageError`).
@@ -355,6 +178,15 @@ def describe_scores(summary: dict[str, Any]) -> str:
         f"{summary['num_reused']:,} reused, {summary['num_failed']:,} without a score for some "
         f"metric; {summary['seconds']:.1f} s ({summary['images_per_s']:,.1f} images/s)"
     ]
+    for name, model in summary["models"].items():
+        lines.append(
+            f"  {name}: the model waited for images {model['waiting_share']:.1%} of its time"
+        )
+        if shift := model.get("shift"):
+            lines.append(
+                f"  {name}: beside fp32, the scores of {shift['num_images']} images moved by "
+                f"{shift['mean']:.2g} in the mean and {shift['max']:.2g} at most"
+            )
     for name, statuses in summary["failures"].items():
         for status, entry in statuses.items():
             lines.append(

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from iqa_ray import cluster
+from iqa_ray.capacity import Resources
 from iqa_ray.errors import IncompleteError, UsageError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-HALF = cluster.Resources(num_cpus=0.5)
+HALF = Resources(num_cpus=0.5)
 
 
 def make_doubler():
@@ -21,7 +22,8 @@ def make_doubler():
 
 def run(make_worker, shards, num_actors=2, resources=HALF):
     done: dict[int, object] = {}
-    failures = cluster.run_shards(make_worker, shards, num_actors, resources, done.__setitem__)
+    pool = cluster.Pool(make_worker, shards, num_actors, resources)
+    failures = cluster.run_shards([pool], lambda _, index, result: done.__setitem__(index, result))
     return done, failures
 
 
@@ -91,20 +93,20 @@ def test_a_pool_that_finds_no_room_gives_up(monkeypatch):
     monkeypatch.setattr(cluster, "START_TIMEOUT_S", 2.0)
     start = time.monotonic()
     with pytest.raises(IncompleteError, match="no actor could be placed"):
-        run(make_doubler, [1], resources=cluster.Resources(num_cpus=64))
+        run(make_doubler, [1], resources=Resources(num_cpus=64))
     assert time.monotonic() - start < 20
 
 
 def test_capacity():
-    assert cluster.count_actors(None, cluster.Resources(1.0), 100) == 2
-    assert cluster.count_actors(None, cluster.Resources(0.5), 100) == 4
-    assert cluster.count_actors(None, cluster.Resources(0.5), 3) == 3
-    assert cluster.count_actors(7, cluster.Resources(1.0), 100) == 7
-    assert cluster.count_actors(5, cluster.Resources(3.0), 100) == 5  # an autoscaler may come
+    assert cluster.count_actors(None, Resources(1.0), 100) == 2
+    assert cluster.count_actors(None, Resources(0.5), 100) == 4
+    assert cluster.count_actors(None, Resources(0.5), 3) == 3
+    assert cluster.count_actors(7, Resources(1.0), 100) == 7
+    assert cluster.count_actors(5, Resources(3.0), 100) == 5  # an autoscaler may come
     with pytest.raises(IncompleteError, match="needs 3 CPUs and 0 GPUs.*has 2 CPUs"):
-        cluster.count_actors(None, cluster.Resources(3.0), 100)
+        cluster.count_actors(None, Resources(3.0), 100)
     with pytest.raises(IncompleteError, match="needs 1 CPUs and 1 GPUs"):
-        cluster.count_actors(None, cluster.Resources(1.0, 1.0), 100)
+        cluster.count_actors(None, Resources(1.0, 1.0), 100)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.holdout import draw_share
 from iqa_ray.predicting import PredictJob, run_predict
-from iqa_ray.scoring import ScoreJob, run_score
+from iqa_ray.score_job import ScoreJob
+from iqa_ray.scoring import run_score
 from iqa_ray.selection.jobs import (
     CutoffsJob,
     SelectJob,

@@ -17,8 +17,10 @@ from iqa_ray import metrics, scoring
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.images import list_images
+from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import SCORES_SCHEMA, read_scores, scored_metrics, scores_frame
-from iqa_ray.scoring import ScoreJob, run_score, score_image, score_shard
+from iqa_ray.scoring import run_score
+from iqa_ray.shards import ShardScorer, score_image, score_shard
 from iqa_ray.store import Workspace
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -266,11 +268,11 @@ def test_unknown_metrics(image_folder, ws, names, message):
     assert not Path(ws).exists()
 
 
-def die_on_first_try(workspace, max_pixels, options, settings, folder):
+def die_on_first_try(source, folder):
     """A scorer whose actor is killed in the middle of its second shard, once."""
     import signal
 
-    inner = scoring.ShardScorer(workspace, max_pixels, options, settings)
+    inner = ShardScorer(source)
     flag = Path(folder) / "died"
     count = 0
 
@@ -299,8 +301,8 @@ def test_a_killed_actor_changes_nothing(image_folder, tmp_path):
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
 
 
-def fail_on_first_path(workspace, max_pixels, options, settings):
-    inner = scoring.ShardScorer(workspace, max_pixels, options, settings)
+def fail_on_first_path(source):
+    inner = ShardScorer(source)
 
     def work(shard):
         if any("000.jpg" in path for path in shard.images["path"].to_pylist()):

@@ -12,12 +12,22 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from iqa_ray.metrics.deep import DeepMetric, Device, Precision
 from iqa_ray.metrics.naturalness import brisque, niqe
 from iqa_ray.metrics.planes import Planes
 from iqa_ray.metrics.sharpness import lapm, lapv, wavs
 from iqa_ray.metrics.spec import CPU_METRICS, SPECS, MetricError, MetricSpec, get_spec
 
-__all__ = ["CPU_METRICS", "SPECS", "Metric", "MetricError", "MetricSpec", "create", "get_spec"]
+__all__ = [
+    "CPU_METRICS",
+    "SPECS",
+    "DeepMetric",
+    "Metric",
+    "MetricError",
+    "MetricSpec",
+    "create",
+    "get_spec",
+]
 
 _FUNCTIONS: dict[str, Callable[[Planes], float]] = {
     "lapv": lapv,
@@ -29,7 +39,7 @@ _FUNCTIONS: dict[str, Callable[[Planes], float]] = {
 
 
 class Metric:
-    """A metric that scores images; `spec` describes it. Make one with `create`."""
+    """A metric computed here on the CPU; `spec` describes it. Make one with `create`."""
 
     def __init__(self, spec: MetricSpec) -> None:
         self.spec = spec
@@ -47,13 +57,7 @@ class Metric:
 
     def measure(self, planes: Planes) -> float:
         """Score an image whose grey planes other metrics share. Raises as a call does."""
-        side = self.spec.min_side
-        if min(planes.height, planes.width) < side:
-            raise MetricError(
-                "too_small",
-                f"{self.name} needs at least {side} px on both sides, "
-                f"the image is {planes.width}x{planes.height}",
-            )
+        self.spec.check_size(planes.height, planes.width)
         score = _FUNCTIONS[self.name](planes)
         if not isfinite(score):
             raise MetricError(
@@ -64,15 +68,36 @@ class Metric:
         return score
 
 
-def create(name: str) -> Metric:
-    """Make a metric from its id, such as "brisque".
+def create(
+    name: str,
+    weights: str | None = None,
+    device: Device | None = None,
+    precision: Precision = "fp32",
+    max_side: int | None = None,
+) -> Metric | DeepMetric:
+    """Make a metric from its id, such as "brisque", "musiq", or another of pyiqa's.
 
-    Raises ValueError for an unknown metric, and for one that runs on a deep network.
+    The other settings are for metrics that are deep networks.
+
+    Args:
+        name: the id.
+        weights: the weights folder (see `pulling.prepare_weights`).
+        device: cpu or cuda (default: cuda where there is one).
+        precision: fp32, bf16 or fp16.
+        max_side: for MUSIQ, see `DeepMetric`.
+
+    Raises:
+        ValueError: an unknown metric; files that are missing (with their names), damaged or of
+            another model.
     """
     spec = get_spec(name)
-    if spec.backend != "cpu":
-        raise ValueError(
-            f"{name} needs the deep metrics, which this version does not have yet; "
-            f"choose from {', '.join(CPU_METRICS)}"
-        )
-    return Metric(spec)
+    if spec.backend == "cpu":
+        return Metric(spec)
+    from iqa_ray.metrics.pulling import prepare_weights
+
+    prepared = prepare_weights([name], weights)[name]
+    if device is None:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return DeepMetric(spec, prepared, device, precision, max_side)

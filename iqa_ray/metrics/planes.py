@@ -14,6 +14,17 @@ from numpy.typing import NDArray
 _BT601_THOUSANDTHS = np.array([[299, 587, 114]], np.float32)
 
 
+def check_image(image: Any) -> None:
+    """Raise ValueError for anything but (H, W, 3) or (H, W) uint8, of at least one pixel."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        kind = getattr(image, "dtype", type(image).__name__)
+        raise ValueError(f"an image must be a uint8 array, not {kind}")
+    if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
+        raise ValueError(f"an image must be (H, W, 3) or (H, W), not {image.shape}")
+    if image.size == 0:
+        raise ValueError(f"an image must have at least one pixel, not {image.shape}")
+
+
 class Planes:
     """An image and the grey planes that metrics share.
 
@@ -22,13 +33,7 @@ class Planes:
     """
 
     def __init__(self, image: NDArray[Any]) -> None:
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-            kind = getattr(image, "dtype", type(image).__name__)
-            raise ValueError(f"an image must be a uint8 array, not {kind}")
-        if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)):
-            raise ValueError(f"an image must be (H, W, 3) or (H, W), not {image.shape}")
-        if image.size == 0:
-            raise ValueError(f"an image must have at least one pixel, not {image.shape}")
+        check_image(image)
         self._image = image
         self.height, self.width = image.shape[:2]
 

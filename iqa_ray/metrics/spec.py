@@ -1,20 +1,28 @@
-"""The table of metrics: what each is called, which way is better, and what it needs."""
+"""The table of metrics: what each is called, which way is better, and what it needs.
+
+The eight of the main job stand here; any other no-reference metric of an installed pyiqa gets its
+entry from pyiqa's own table.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import lru_cache
 from math import inf
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-Status = Literal["too_small", "undefined"]
+Status = Literal["too_small", "too_large", "undefined"]
 
 
 class MetricError(ValueError):
     """A metric has no value for an image; `str(error)` is the reason, on one line.
 
-    `status` is "too_small" (a side is below the metric's `min_side`) or "undefined" (the
-    definition divides by zero on this image, as on a flat one).
+    `status` is "too_small" (a side is below the metric's `min_side`), "too_large" (the image does
+    not fit into memory) or "undefined" (the definition divides by zero on this image, as on a flat
+    one, or the network fails on it).
     """
 
     def __init__(self, status: Status, reason: str) -> None:
@@ -30,7 +38,8 @@ class MetricError(ValueError):
 class MetricSpec:
     """One metric, described.
 
-    `range` is theoretical. `version` changes whenever the same image would get another score.
+    `range` is theoretical; that of pyiqa's metrics is pyiqa's "rough estimation". `version` changes
+    whenever the same image would get another score; pyiqa's metrics get theirs with their weights.
     `min_side` is in pixels and holds for both sides.
     """
 
@@ -42,6 +51,15 @@ class MetricSpec:
     backend: Literal["cpu", "pyiqa"]
     summary: str
     source: str
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise MetricError for an image that has not `min_side` pixels on both sides."""
+        if min(height, width) < self.min_side:
+            raise MetricError(
+                "too_small",
+                f"{self.name} needs at least {self.min_side} px on both sides, "
+                f"the image is {width}x{height}",
+            )
 
 
 _PERTUZ = "Pertuz et al., Pattern Recognition 46(5), 2013"
@@ -103,7 +121,7 @@ _ALL = (
         name="musiq",
         higher_is_better=True,
         range=(0.0, 100.0),
-        version="1",
+        version="",
         min_side=32,  # the side of its patches
         backend="pyiqa",
         summary="multi-scale transformer, trained on KonIQ-10k",
@@ -113,8 +131,9 @@ _ALL = (
         name="maniqa",
         higher_is_better=True,
         range=(0.0, 1.0),
-        version="1",
-        min_side=224,  # the side of its crops
+        version="",
+        # The side of its crops. pyiqa would enlarge a smaller image, and score the enlarging.
+        min_side=224,
         backend="pyiqa",
         summary="multi-dimension attention transformer, trained on KonIQ-10k",
         source="Yang et al., CVPR Workshops 2022",
@@ -123,8 +142,8 @@ _ALL = (
         name="hyperiqa",
         higher_is_better=True,
         range=(0.0, 1.0),
-        version="1",
-        min_side=224,  # the side of its crops
+        version="",
+        min_side=224,  # likewise
         backend="pyiqa",
         summary="content-aware hyper network, trained on KonIQ-10k",
         source="Su et al., CVPR 2020",
@@ -136,12 +155,75 @@ CPU_METRICS: tuple[str, ...] = tuple(spec.name for spec in _ALL if spec.backend 
 
 
 def get_spec(name: str) -> MetricSpec:
-    """Look a metric up by its id, such as "lapm".
+    """Look a metric up by its id, such as "lapm", or one of pyiqa's, such as "topiq_nr".
 
-    Raises ValueError, naming the known ids and the nearest one, where there is no such metric.
+    Raises ValueError where there is no such metric, naming the nearest one, and for metrics of
+    pyiqa that do not score an image by itself, with the reason.
     """
     if name in SPECS:
         return SPECS[name]
-    close = get_close_matches(name.lower(), SPECS, n=1)
+    configs = _read_pyiqa_configs()
+    if name in configs:
+        return _describe_pyiqa_metric(name, configs[name])
+    close = get_close_matches(name.lower(), [*SPECS, *configs], n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise ValueError(f"unknown metric {name!r}{hint}; known metrics: {', '.join(SPECS)}")
+    others = (
+        "any no-reference metric that pyiqa lists"
+        if configs
+        else "with pyiqa installed (`pip install 'iqa_ray[deep]'`) its other no-reference metrics"
+    )
+    raise ValueError(f"unknown metric {name!r}{hint}; known: {', '.join(SPECS)}, and {others}")
+
+
+@lru_cache(maxsize=1)
+def _read_pyiqa_configs() -> dict[str, dict[str, Any]]:
+    """pyiqa's table of metrics; empty without pyiqa. pyiqa itself, and PyTorch, stay unimported."""
+    found = importlib.util.find_spec("pyiqa")
+    if found is None or found.origin is None:
+        return {}
+    path = Path(found.origin).with_name("default_model_configs.py")
+    spec = importlib.util.spec_from_file_location("iqa_ray._pyiqa_configs", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return dict(module.DEFAULT_CONFIGS)
+
+
+# by the name of pyiqa's class
+_NOT_FOR_ONE_IMAGE = {
+    "FID": "it compares sets of images",
+    "InceptionScore": "it scores a set of images",
+    "CLIPScore": "it needs a caption",
+}
+_OWN_LOADERS = {"QAlign", "QReAlign", "Compare2Score", "FGResQ"}
+
+
+def _describe_pyiqa_metric(name: str, config: dict[str, Any]) -> MetricSpec:
+    kind = config["metric_opts"]["type"]
+    if config.get("metric_mode") != "NR":
+        raise ValueError(f"{name} needs a reference image for each image, and there is none here")
+    if kind in _NOT_FOR_ONE_IMAGE:
+        raise ValueError(f"{name} gives an image no score of its own: {_NOT_FOR_ONE_IMAGE[kind]}")
+    if kind in _OWN_LOADERS:
+        raise ValueError(
+            f"{name} fetches a whole model repository through transformers, which a weights "
+            "folder cannot hold; choose another metric"
+        )
+    family = SPECS.get(name.partition("-")[0])  # such as musiq of musiq-ava
+    return MetricSpec(
+        name=name,
+        higher_is_better=not config.get("lower_better", False),
+        range=_parse_range(config.get("score_range") or ""),
+        version="",
+        min_side=family.min_side if family else 1,
+        backend="pyiqa",
+        summary=f"pyiqa's {name}",
+        source=f"pyiqa, class {kind}",
+    )
+
+
+def _parse_range(text: str) -> tuple[float, float]:
+    """pyiqa writes `0, 1`, `~0, ~100` for a rough estimate, and `0, ~` for no upper bound."""
+    low, _, high = (part.strip().removeprefix("~") for part in text.partition(","))
+    return float(low) if low else -inf, float(high) if high else inf

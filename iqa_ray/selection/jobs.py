@@ -12,9 +12,8 @@ from pydantic import Field, field_validator
 from iqa_ray.config import WorkspaceJob
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import locate
-from iqa_ray.metrics.spec import get_spec
 from iqa_ray.progress import log
-from iqa_ray.scores import read_scores, scored_metrics
+from iqa_ray.scores import find_spec, read_scores, scored_metrics
 from iqa_ray.selection.cutoffs import (
     Bandwidth,
     Cutoff,
@@ -31,9 +30,7 @@ SELECTION_FILE = "selection.parquet"
 KEPT_FILE = "kept.csv"
 
 
-def _check_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    for name in names:
-        get_spec(name)
+def _drop_repeated(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
@@ -60,12 +57,11 @@ class CutoffsJob(WorkspaceJob):
     )
     seed: int = Field(default=0, ge=0, description="seed of the bootstrap")
 
-    _metrics = field_validator("metrics")(_check_names)
+    _metrics = field_validator("metrics")(_drop_repeated)
 
     @field_validator("cutoff")
     @classmethod
     def _check_cutoffs(cls, values: dict[str, float]) -> dict[str, float]:
-        _check_names(tuple(values))
         for name, value in values.items():
             if not np.isfinite(value):
                 raise ValueError(f"{name}={value} is not a finite number")
@@ -96,7 +92,7 @@ class SelectJob(WorkspaceJob):
     )
     copy_files: bool = Field(default=False, description="with --link: copy instead of linking")
 
-    _metrics = field_validator("metrics")(_check_names)
+    _metrics = field_validator("metrics")(_drop_repeated)
 
 
 def run_cutoffs(job: CutoffsJob) -> dict[str, Any]:
@@ -120,7 +116,7 @@ def run_cutoffs(job: CutoffsJob) -> dict[str, Any]:
         for name in fitted:
             cutoffs[name] = _fit(workspace, name, predictions, job)
     for name, value in job.cutoff.items():
-        direction = name_direction(get_spec(name).higher_is_better)
+        direction = name_direction(find_spec(workspace, name).higher_is_better)
         cutoffs[name] = Cutoff(value, direction, source="manual")
     entries = {name: cutoff.to_json() for name, cutoff in cutoffs.items()}
     workspace.prepare()
@@ -139,7 +135,7 @@ def _fit(workspace: Workspace, name: str, predictions: pd.DataFrame, job: Cutoff
     return fit_cutoff(
         joined["score"].to_numpy(np.float64),
         joined["correct"].to_numpy(bool),
-        get_spec(name).higher_is_better,
+        find_spec(workspace, name).higher_is_better,
         bandwidth=job.bandwidth,
         weighting=job.weighting,
         min_wrong=job.min_wrong,

@@ -1,0 +1,219 @@
+"""Getting the files of deep metrics into a weights folder, and making sure of them before a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import pyarrow as pa
+
+from iqa_ray.errors import UsageError
+from iqa_ray.files import Location, locate, one_line, write_bytes
+from iqa_ray.metrics import loading
+from iqa_ray.metrics.weights import (
+    FOLDER_VARIABLE,
+    LOCK_FILE,
+    NETWORK_TIMEOUT_S,
+    Lock,
+    WeightFile,
+    Weights,
+    build_model,
+    cache_folder,
+    default_folder,
+    describe_files,
+    find_damage,
+    find_pyiqa_version,
+    hash_stream,
+    list_urls,
+    open_node_copy,
+    open_url,
+    read_lock,
+    write_lock,
+)
+from iqa_ray.progress import Progress, log
+
+_MEGABYTE = 1_000_000
+_FULL_HASH = re.compile(r"^[0-9a-f]{64}$")
+
+
+def prepare_weights(metrics: Sequence[str], folder: str | None) -> dict[str, Weights]:
+    """Make sure that the files of deep metrics are there and sound, before anything is scored.
+
+    Args:
+        metrics: ids of pyiqa's.
+        folder: the weights folder; None for `$IQA_RAY_WEIGHTS` or, without that, this machine's
+            own, into which missing files are then fetched. A given folder is never written, and
+            the network never used.
+
+    Raises:
+        UsageError: files are missing, with their names and what to do; or damaged, or of another
+            model, with the name.
+    """
+    find_pyiqa_version()
+    given = folder or os.environ.get(FOLDER_VARIABLE)
+    place = locate(given) if given else default_folder()
+    urls, missing = {}, {}
+    for metric in metrics:
+        urls[metric], missing[metric] = list_urls(metric, place)
+    lacking = [metric for metric in metrics if missing[metric]]
+    if lacking:
+        _complain_or_pull(lacking, missing, place, can_pull=not given)
+        urls |= {metric: list_urls(metric, place)[0] for metric in lacking}
+    prepared = {}
+    for metric in metrics:
+        weights = Weights(
+            metric, describe_files(place, urls[metric]), str(place) if given else None
+        )
+        for entry in weights.files:
+            open_node_copy(entry, str(place))
+        check_fit(weights)
+        prepared[metric] = weights
+    return prepared
+
+
+def _complain_or_pull(
+    metrics: Sequence[str], missing: dict[str, list[str]], place: Location, can_pull: bool
+) -> None:
+    names = dict.fromkeys(loading.name_file(url) for metric in metrics for url in missing[metric])
+    what = f"{', '.join(metrics)} need{'s' if len(metrics) == 1 else ''} {', '.join(names)}"
+    line = f"iqa-ray weights pull --metrics {','.join(metrics)} --to"
+    if not can_pull:
+        raise UsageError(f"{what}, not in the weights folder {place}: run `{line} {place}`")
+    reason = _find_network_trouble(missing[metrics[0]][0])
+    if reason:
+        raise UsageError(
+            f"{what}, and the network cannot be used ({reason}): where it can, run `{line} DIR`; "
+            "then give --weights DIR here"
+        )
+    pull_weights(metrics, place)
+
+
+def _find_network_trouble(url: str) -> str | None:
+    """Why the file at `url` cannot be had; None if it can. Takes NETWORK_TIMEOUT_S at most."""
+    answer: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            open_url(url).close()
+            answer.append(None)
+        except OSError as error:
+            answer.append(one_line(getattr(error, "reason", error)))
+
+    # looking a host's name up knows no timeout
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(NETWORK_TIMEOUT_S)
+    return answer[0] if answer else "no answer"
+
+
+def pull_weights(metrics: Sequence[str], folder: Location) -> Lock:
+    """Fetch every file that `metrics` need into `folder` and record them in its lock.
+
+    What is there already and sound is kept, what is damaged fetched anew. Returns the lock.
+
+    Raises:
+        UsageError: a file cannot be fetched, or the folder not be written.
+    """
+    lock = read_lock(folder) or Lock(find_pyiqa_version())
+    if lock.pyiqa != find_pyiqa_version():  # the other metrics' files are another version's
+        lock = Lock(find_pyiqa_version(), files=lock.files)
+    for metric in metrics:
+        urls, missing = list_urls(metric, folder)
+        for url in urls:
+            entry = lock.files.get(loading.name_file(url))
+            if entry and url not in missing and (damage := find_damage(folder, entry)):
+                log(f"{damage}; fetching it again")
+                missing.append(url)
+        while missing:
+            for url in missing:
+                entry = _fetch(url, folder)
+                lock.files[entry.name] = entry
+            write_lock(folder, lock)
+            urls, missing = list_urls(metric, folder)
+        files = describe_files(folder, urls)
+        lock.files |= {entry.name: entry for entry in files}
+        lock.metrics[metric] = [entry.name for entry in files]
+        write_lock(folder, lock)
+        for entry in files:
+            open_node_copy(entry, str(folder))
+        check_fit(Weights(metric, files, str(folder)))
+    return lock
+
+
+def _fetch(url: str, folder: Location) -> WeightFile:
+    name = loading.name_file(url)
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "file"
+        try:
+            with open_url(url) as stream, open(path, "wb") as target:
+                total = int(getattr(stream, "headers", {}).get("Content-Length") or 0)
+                with Progress(total // _MEGABYTE, name, "MB") as progress:
+                    left = 0
+
+                    def keep(chunk: bytes) -> None:
+                        nonlocal left
+                        target.write(chunk)
+                        done, left = divmod(left + len(chunk), _MEGABYTE)
+                        progress.update(done)
+
+                    entry = WeightFile(name, url, *hash_stream(stream, keep))
+        except OSError as error:
+            reason = one_line(getattr(error, "reason", error))
+            raise UsageError(f"cannot fetch {name} from {url}: {reason}") from None
+        promised = [part for part in url.split("/") if _FULL_HASH.match(part)]
+        if (total and entry.bytes != total) or (promised and entry.sha256 not in promised):
+            raise UsageError(f"{url} came damaged: {entry.bytes:,} bytes; run the same again")
+        try:
+            with pa.memory_map(str(path)) as content:
+                write_bytes(folder / name, content.read_buffer())
+        except (OSError, pa.ArrowException) as error:
+            raise UsageError(f"--to {folder}: cannot write there: {one_line(error)}") from None
+    log(f"{name}: {entry.bytes:,} bytes, SHA-256 {entry.sha256}")
+    return entry
+
+
+def check_weights(folder: Location, metrics: Sequence[str]) -> dict[str, list[WeightFile]]:
+    """Verify the files of `metrics` (of all that the lock names, where none is given).
+
+    Returns the files of each metric.
+
+    Raises:
+        UsageError: the lock, a metric or a file is missing; a file is damaged or does not fit.
+    """
+    lock = read_lock(folder)
+    if lock is None:
+        raise UsageError(f"{folder} has no {LOCK_FILE}: `iqa-ray weights pull --to DIR` makes one")
+    pull = f"`iqa-ray weights pull --metrics {','.join(metrics or lock.metrics)} --to {folder}`"
+    if absent := [metric for metric in metrics if metric not in lock.metrics]:
+        raise UsageError(f"{folder / LOCK_FILE} has no {', '.join(absent)}: run {pull}")
+    checked = {}
+    for metric in metrics or lock.metrics:
+        entries = [lock.files[name] for name in lock.metrics[metric]]
+        if damages := [damage for entry in entries if (damage := find_damage(folder, entry))]:
+            raise UsageError(f"{'; '.join(damages)}: run {pull}")
+        for entry in entries:
+            open_node_copy(entry, str(folder))
+        check_fit(Weights(metric, tuple(entries), str(folder)))
+        checked[metric] = entries
+    return checked
+
+
+def check_fit(weights: Weights) -> None:
+    """Make sure that pyiqa's network takes these files; remembered on this machine.
+
+    Raises:
+        UsageError: it does not; names the file.
+    """
+    key = json.dumps([find_pyiqa_version(), weights.metric, [f.sha256 for f in weights.files]])
+    mark = cache_folder() / "fits" / sha256(key.encode()).hexdigest()
+    if mark.exists():
+        return
+    build_model(weights)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_text(key)
