@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 		|| { echo "no venv could be made; on Debian: apt-get install python3-venv" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary \
-		--constraint constraints.txt --editable '.[lite,dev]'
+		--constraint constraints.txt --editable '.[deep,lite,dev]'
 	@touch $(STAMP)
 
 install: $(STAMP) ## make .venv and install everything into it

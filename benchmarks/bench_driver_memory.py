@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,21 +22,23 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet as pq
 
+from benchmarks.driver import read_peak_mb
 from benchmarks.machine import describe_machine
-from iqa_ray import metrics, scoring
+from iqa_ray import metrics
+from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import SCORES_SCHEMA, scores_folder
+from iqa_ray.scoring import run_score
+from iqa_ray.shards import Shard, Source
 from iqa_ray.store import Workspace
 
 METRICS = ("lapv", "lapm", "wavs")
 
 
-def make_faker(
-    workspace: str, max_pixels: int, options: str, settings: str
-) -> Callable[[scoring.Shard], dict[str, int]]:
+def make_faker(source: Source) -> Callable[[Shard], dict[str, int]]:
     """Writes the parts that a scorer would write, without looking at any image."""
-    place = Workspace(workspace)
+    place = Workspace(source.workspace)
 
-    def fake(shard: scoring.Shard) -> dict[str, int]:
+    def fake(shard: Shard) -> dict[str, int]:
         size = shard.images.num_rows
         columns = [
             shard.images.column("image_id"),
@@ -50,7 +51,7 @@ def make_faker(
         table = pa.table(columns, schema=SCORES_SCHEMA)
         for name in shard.metrics:
             parts = place.parts(scores_folder(name, metrics.create(name).version))
-            parts.write(table, shard.fingerprints, settings)
+            parts.write(table, shard.fingerprints, source.settings)
         return {"num_images": size, "num_failed": 0}
 
     return fake
@@ -58,13 +59,13 @@ def make_faker(
 
 def run_once(manifest: str, workspace: str) -> dict[str, Any]:
     start = perf_counter()
-    job = scoring.ScoreJob(images=manifest, workspace=workspace, metrics=METRICS)
-    summary = scoring.run_score(job, make_faker)
+    job = ScoreJob(images=manifest, workspace=workspace, metrics=METRICS)
+    summary = run_score(job, make_faker)
     return {
         "num_images": summary["num_images"],
         "num_scored": summary["num_scored"],
         "seconds": round(perf_counter() - start, 1),
-        "driver_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "driver_peak_mb": read_peak_mb(),
     }
 
 

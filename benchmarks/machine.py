@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = (
+    "cleanvision",
     "numpy",
     "opencv-python-headless",
     "pillow",
@@ -18,6 +21,7 @@ PACKAGES = (
     "ray",
     "torch",
 )
+_VENDORS = ("amd", "apple", "arm", "genuine", "intel")
 
 
 def describe_machine() -> dict[str, object]:
@@ -28,11 +32,18 @@ def describe_machine() -> dict[str, object]:
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "processor": models[0] if models else platform.processor(),
+        "processor": models[0] if models else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         **{name: find_version(name) for name in PACKAGES},
     }
+
+
+def name_hardware(machine: Mapping[str, object]) -> str:
+    """A described machine in a file's name: `2-core-epyc` for two cores of an "AMD EPYC"."""
+    words = re.findall(r"[a-z0-9-]+", re.sub(r"\(\w+\)", "", str(machine["processor"]).lower()))
+    model = next((word for word in words if word not in _VENDORS), "processor")
+    return f"{machine['cores']}-core-{model}"
 
 
 def find_version(package: str) -> str | None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import inf, isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 from pyarrow import compute as pc
 
 from iqa_ray.errors import UsageError
 from iqa_ray.metrics.spec import SPECS, MetricSpec, get_spec
 from iqa_ray.store import Workspace
+
+if TYPE_CHECKING:  # actors, which import this module, need no pandas
+    import pandas as pd
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -123,6 +125,8 @@ def scores_frame(workspace: Workspace, names: Sequence[str]) -> pd.DataFrame:
     """One row a listed image: image_id, path, label, split, content_hash, a column a metric
     (float64, NaN without a score), status (`ok`, or the first metric's that is not) and error.
     """
+    import pandas as pd
+
     frame = workspace.read_table("images.parquet", "score IMAGES").to_pandas()
     frame = frame.drop(columns=["size_bytes", "mtime_ns"]).set_index("image_id", drop=False)
     frame["content_hash"] = None

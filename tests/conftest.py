@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +23,16 @@ from PIL import Image
 MakeFolder = Callable[..., Path]
 
 
+def pytest_sessionstart() -> None:
+    # copies of weights go to a cache of the session's own, for actors and commands alike
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="iqa_ray-cache-")
+    os.environ.pop("IQA_RAY_WEIGHTS", None)
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray with two CPUs, shared by all tests that need one."""
@@ -34,6 +46,17 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of two small and two large metrics under the names of the real files."""
+    pytest.importorskip("pyiqa")
+    from benchmarks.random_weights import make_random_weights
+
+    folder = tmp_path_factory.mktemp("weights")
+    make_random_weights(["cnniqa", "musiq", "hyperiqa", "maniqa"], folder)
+    return folder
 
 
 def make_texture(seed: int, height: int = 48, width: int = 64, blur: float = 0.0) -> np.ndarray:

@@ -155,3 +155,73 @@ def test_wrong_address():
     )
     assert "caught: --address 127.0.0.1:1: no Ray cluster answers" in result.stdout, result.stderr
     assert issubclass(UsageError, ValueError)
+
+
+def make_waiter(folder: Path, own: str, other: str):
+    def work(shard):
+        (folder / f"{own}{shard}").touch()
+        deadline = time.monotonic() + 60
+        while not list(folder.glob(f"{other}*")):
+            assert time.monotonic() < deadline, "the other pool does not run"
+            time.sleep(0.02)
+        return own
+
+    return work
+
+
+def test_pools_run_side_by_side(tmp_path):
+    """Each pool's shards end only when the other pool has begun."""
+    done = []
+    pools = [
+        cluster.Pool(partial(make_waiter, tmp_path, "a", "b"), [0, 1, 2], 1, HALF),
+        cluster.Pool(partial(make_waiter, tmp_path, "b", "a"), [0, 1], 1, HALF),
+    ]
+    failures = cluster.run_shards(pools, lambda *what: done.append(what))
+    assert failures == []
+    assert sorted(done) == [(0, 0, "a"), (0, 1, "a"), (0, 2, "a"), (1, 0, "b"), (1, 1, "b")]
+
+
+def test_a_finished_pool_makes_room_for_one_that_waits():
+    whole = Resources(num_cpus=2.0)
+    pools = [
+        cluster.Pool(make_doubler, [1, 2], 1, whole),
+        cluster.Pool(make_doubler, [3], 1, whole),
+    ]
+    done = []
+    assert cluster.run_shards(pools, lambda *what: done.append(what)) == []
+    assert sorted(done) == [(0, 0, 2), (0, 1, 4), (1, 0, 6)]
+
+
+def test_a_failure_names_its_pool():
+    pools = [
+        cluster.Pool(make_doubler, [1, 2], 1, HALF),
+        cluster.Pool(make_raiser, [0, 1], 1, HALF),
+    ]
+    (failure,) = cluster.run_shards(pools, lambda *_: None)
+    assert (failure.pool, failure.index) == (1, 0)
+
+
+def make_unusable():
+    raise UsageError("this file is damaged")
+
+
+def test_what_a_worker_says_while_it_is_made_ends_the_run():
+    with pytest.raises(UsageError, match="^this file is damaged$"):
+        run(make_unusable, [1, 2])
+
+
+def test_an_interrupt_that_gets_lost_on_its_way_still_ends_the_run():
+    """As where it arrives while Python runs a destructor."""
+
+    def lose_interrupt(*_):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        except KeyboardInterrupt:
+            pass
+
+    before = signal.getsignal(signal.SIGINT)
+    pool = cluster.Pool(make_doubler, list(range(20)), 1, HALF)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.run_shards([pool], lose_interrupt)
+    assert signal.getsignal(signal.SIGINT) is before

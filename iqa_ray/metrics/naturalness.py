@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
 
 from iqa_ray.metrics.planes import Planes
 
@@ -190,6 +189,8 @@ class _Shapes(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _tabulate_shapes() -> _Shapes:
+    from scipy.special import gammaln  # late: importing it takes as long as all else here
+
     # The releases search this grid, of which pyiqa rounds the values to float32.
     shape = np.arange(0.2, 10.001, 0.001).astype(np.float32).astype(np.float64)
     one, two, three = (gammaln(k / shape) for k in (1, 2, 3))

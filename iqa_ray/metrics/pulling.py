@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 
 import pyarrow as pa
 
@@ -19,7 +20,6 @@ from iqa_ray.metrics import loading
 from iqa_ray.metrics.weights import (
     FOLDER_VARIABLE,
     LOCK_FILE,
-    NETWORK_TIMEOUT_S,
     Lock,
     WeightFile,
     Weights,
@@ -39,6 +39,7 @@ from iqa_ray.metrics.weights import (
 from iqa_ray.progress import Progress, log
 
 _MEGABYTE = 1_000_000
+_PROBE_TIMEOUT_S = 5.0
 _FULL_HASH = re.compile(r"^[0-9a-f]{64}$")
 
 
@@ -95,7 +96,7 @@ def _complain_or_pull(
 
 
 def _find_network_trouble(url: str) -> str | None:
-    """Why the file at `url` cannot be had; None if it can. Takes NETWORK_TIMEOUT_S at most."""
+    """Why the file at `url` cannot be had; None if it can. Takes _PROBE_TIMEOUT_S at most."""
     answer: list[str | None] = []
 
     def ask() -> None:
@@ -103,13 +104,19 @@ def _find_network_trouble(url: str) -> str | None:
             open_url(url).close()
             answer.append(None)
         except OSError as error:
-            answer.append(one_line(getattr(error, "reason", error)))
+            answer.append(_explain(error))
 
     # looking a host's name up knows no timeout
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(NETWORK_TIMEOUT_S)
+    thread.join(_PROBE_TIMEOUT_S)
     return answer[0] if answer else "no answer"
+
+
+def _explain(error: OSError) -> str:
+    if isinstance(error, URLError) and not isinstance(error, HTTPError):
+        return one_line(str(error.reason))
+    return one_line(error)
 
 
 def pull_weights(metrics: Sequence[str], folder: Location) -> Lock:
@@ -164,8 +171,7 @@ def _fetch(url: str, folder: Location) -> WeightFile:
 
                     entry = WeightFile(name, url, *hash_stream(stream, keep))
         except OSError as error:
-            reason = one_line(getattr(error, "reason", error))
-            raise UsageError(f"cannot fetch {name} from {url}: {reason}") from None
+            raise UsageError(f"cannot fetch {name} from {url}: {_explain(error)}") from None
         promised = [part for part in url.split("/") if _FULL_HASH.match(part)]
         if (total and entry.bytes != total) or (promised and entry.sha256 not in promised):
             raise UsageError(f"{url} came damaged: {entry.bytes:,} bytes; run the same again")

@@ -1,0 +1,343 @@
+"""Weights folders: pulled from a server on this machine, checked, damaged, copied."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from deep import serve
+
+from iqa_ray import metrics
+from iqa_ray.errors import UsageError
+from iqa_ray.files import locate
+from iqa_ray.metrics import loading, pulling, weights
+
+pytest.importorskip("pyiqa")
+torch = pytest.importorskip("torch")
+
+MUSIQ = "musiq_koniq_ckpt-e95806b9.pth"
+CNNIQA = "CNNIQA_koniq10k-e6f14c91.pth"
+VIT = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k/model.safetensors"
+NOWHERE = "http://127.0.0.1:9"  # nothing listens there
+
+
+def run(*arguments, hub=NOWHERE, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "iqa_ray.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_ENDPOINT": hub, **environment},
+    )
+
+
+@pytest.fixture
+def small(weights_folder, tmp_path) -> Path:
+    """A folder with the file of cnniqa alone, without a lock."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    shutil.copy(weights_folder / CNNIQA, folder)
+    return folder
+
+
+@pytest.fixture
+def locked(small) -> Path:
+    """The same with a lock."""
+    entry = weights.describe_file(locate(small), f"https://host/{CNNIQA}")
+    lock = weights.Lock(weights.find_pyiqa_version(), {"cnniqa": [CNNIQA]}, {CNNIQA: entry})
+    weights.write_lock(locate(small), lock)
+    return small
+
+
+# --- which files ------------------------------------------------------------------------------
+
+
+def test_names():
+    hub = "https://huggingface.co"
+    assert (
+        loading.name_file(f"{hub}/chaofengc/IQA-PyTorch-Weights/resolve/main/a%2Bb.pth")
+        == "a+b.pth"
+    )
+    vit = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
+    assert loading.name_file(f"{hub}/{vit}/resolve/main/model.safetensors") == (
+        f"{vit}/model.safetensors"
+    )
+    assert loading.name_file("https://mirror/x/clip/models/0123/RN50.pt?a=b") == "RN50.pt"
+
+
+@pytest.mark.parametrize(
+    ("metric", "files"),
+    [
+        ("musiq", [MUSIQ]),
+        (
+            "maniqa",
+            [
+                VIT,
+                "ckpt_koniq10k.pt",
+            ],
+        ),
+        (
+            "hyperiqa",
+            ["timm/resnet50.a1_in1k/model.safetensors", "HyperIQA-resnet50-koniq10k-c96c41b1.pth"],
+        ),
+        ("dbcnn", ["vgg16-397923af.pth", "DBCNN_scnn-7ea73d75.pth", "DBCNN_KonIQ10k-2de81c0a.pth"]),
+        ("piqe", []),
+    ],
+)
+def test_files_are_found_out_without_any(metric, files):
+    urls, is_complete = loading.trace_files(metric)
+    assert [loading.name_file(url) for url in urls] == files
+    assert is_complete
+
+
+def test_tracing_leaves_the_libraries_as_they_were():
+    from huggingface_hub import constants
+    from pyiqa.utils import download_util
+
+    before = (torch.load, torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR)
+    offline = constants.HF_HUB_OFFLINE
+    urls, is_complete = loading.trace_files("clipiqa")
+    assert [loading.name_file(url) for url in urls] == ["RN50.pt"]
+    assert not is_complete  # its network takes its shape from the file
+    assert (torch.load, torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR) == before
+    assert offline == constants.HF_HUB_OFFLINE
+
+
+# --- pull and check -----------------------------------------------------------------------------
+
+
+def test_pull_check_and_score_without_network(weights_folder, image_folder, tmp_path):
+    target = tmp_path / "to"
+    pull = ["weights", "pull", "--to", target, "--metrics"]
+    with serve(weights_folder) as (hub, asked):
+        pulled = run(*pull, "cnniqa,musiq", "--json", hub=hub)
+        assert pulled.returncode == 0, pulled.stderr
+        assert asked == [CNNIQA, MUSIQ]
+        again = run(*pull, "musiq", hub=hub)
+        assert again.returncode == 0, again.stderr
+        assert asked == [CNNIQA, MUSIQ]  # nothing is fetched twice
+        (target / CNNIQA).write_bytes(b"damaged")
+        mended = run(*pull, "cnniqa", hub=hub)
+        assert mended.returncode == 0
+        assert "fetching it again" in mended.stderr
+        assert asked == [CNNIQA, MUSIQ, CNNIQA]
+    assert (target / MUSIQ).read_bytes() == (weights_folder / MUSIQ).read_bytes()
+    lock = json.loads((target / "weights.lock").read_text())
+    assert lock["metrics"] == {"cnniqa": [CNNIQA], "musiq": [MUSIQ]}
+    assert lock["files"][MUSIQ]["bytes"] == (target / MUSIQ).stat().st_size
+    listed = json.loads(pulled.stdout)["metrics"]["musiq"]
+    assert listed == [
+        {"name": MUSIQ, **{key: lock["files"][MUSIQ][key] for key in ("bytes", "sha256")}}
+    ]
+
+    checked = run("weights", "check", "--from", target)
+    assert checked.returncode == 0, checked.stderr
+    assert "all sound" in checked.stdout
+    photos = image_folder(2)
+    options = ["--workspace", tmp_path / "ws", "--metrics", "lapm,cnniqa", "--json"]
+    scored = run("score", photos, *options, "--weights", target)
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads(scored.stdout)["num_failed"] == 0
+
+
+def test_weights_are_fetched_where_none_are_given(weights_folder, tmp_path, monkeypatch):
+    """Into the machine's own folder, once; later the network is not needed."""
+    cache = str(tmp_path / "cache")
+    code = "import iqa_ray; print(iqa_ray.metrics.create('cnniqa').version)"
+    with serve(weights_folder) as (hub, asked):
+        for address in (hub, NOWHERE):
+            environment = {**os.environ, "HF_ENDPOINT": address, "XDG_CACHE_HOME": cache}
+            made = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, env=environment,
+                check=True,
+            )  # fmt: skip
+            assert CNNIQA in made.stdout
+        assert asked.count(CNNIQA) == 2  # a question whether the network is there, and the file
+
+
+def test_a_hub_without_the_file(weights_folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with serve(tmp_path / "empty") as (hub, _):
+        pulled = run("weights", "pull", "--metrics", "cnniqa", "--to", tmp_path / "to", hub=hub)
+    assert pulled.returncode == 2
+    assert f"cannot fetch {CNNIQA} from http" in pulled.stderr
+    assert "404" in pulled.stderr
+    assert not list((tmp_path / "to").glob("*"))
+
+
+def test_neither_weights_nor_network(image_folder, tmp_path):
+    """Quick, before any actor, and with what to do."""
+    start_s = time.monotonic()
+    photos, ws = image_folder(2), tmp_path / "ws"
+    cache = str(tmp_path / "cache")
+    options = ["--workspace", ws, "--metrics", "lapm,musiq,maniqa"]
+    scored = run("score", photos, *options, XDG_CACHE_HOME=cache)
+    assert time.monotonic() - start_s < 20
+    assert scored.returncode == 2
+    for name in (MUSIQ, VIT,
+                 "ckpt_koniq10k.pt"):  # fmt: skip
+        assert name in scored.stderr
+    assert "run `iqa-ray weights pull --metrics musiq,maniqa --to DIR`" in scored.stderr
+    assert "Traceback" not in scored.stderr
+    assert not ws.exists()
+
+
+def test_a_given_folder_that_lacks_files(small, tmp_path, monkeypatch):
+    """Its lack is named, and the network left alone even where there is one."""
+    monkeypatch.setattr(pulling, "open_url", lambda _: pytest.fail("used the network"))
+    line = f"`iqa-ray weights pull --metrics musiq --to {small}`"
+    with pytest.raises(
+        UsageError, match=f"musiq needs {MUSIQ}, not in the weights folder"
+    ) as caught:
+        pulling.prepare_weights(["cnniqa", "musiq"], str(small))
+    assert line in str(caught.value)
+    monkeypatch.setenv("IQA_RAY_WEIGHTS", str(small))
+    with pytest.raises(UsageError, match="not in the weights folder"):
+        pulling.prepare_weights(["musiq"], None)
+    assert pulling.prepare_weights(["cnniqa"], None)["cnniqa"].folder == str(small)
+    assert sorted(path.name for path in small.iterdir()) == [CNNIQA]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pull"], "pull needs --to DIR"),
+        (["check", "--to", "x"], "check needs --from DIR"),
+        (["fetch"], "Input should be 'pull' or 'check'"),
+        ([], "ACTION is required"),
+        (["pull", "--metrics", "lapm", "--to", "x"], "lapm is no deep metric"),
+        (["check", "--from", "nowhere"], "has no weights.lock"),
+    ],
+)
+def test_arguments(arguments, message, tmp_path):
+    result = run("weights", *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+# --- what is wrong with files -------------------------------------------------------------------
+
+
+def test_damage_is_found_against_the_lock(locked):
+    folder = locate(locked)
+    assert set(pulling.check_weights(folder, [])) == {"cnniqa"}
+    content = bytearray((locked / CNNIQA).read_bytes())
+    content[1000] ^= 1
+    (locked / CNNIQA).write_bytes(content)
+    with pytest.raises(UsageError, match=f"{CNNIQA} is not the file that weights.lock names"):
+        pulling.check_weights(folder, ["cnniqa"])
+    (locked / CNNIQA).unlink()
+    with pytest.raises(UsageError, match=f"{CNNIQA} is missing: run `iqa-ray weights pull"):
+        pulling.check_weights(folder, [])
+    with pytest.raises(UsageError, match="has no musiq: run"):
+        pulling.check_weights(folder, ["musiq"])
+
+
+def test_a_damaged_file_ends_a_run_before_anything_is_scored(locked, image_folder, tmp_path):
+    content = (locked / CNNIQA).read_bytes()
+    (locked / CNNIQA).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    ws = tmp_path / "ws"
+    options = ["--workspace", ws, "--metrics", "lapm,cnniqa", "--weights", locked]
+    # a cache of its own: this machine may have a sound copy
+    scored = run("score", image_folder(2), *options, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert scored.returncode == 2
+    assert f"{CNNIQA} in {locked} is damaged or another file" in scored.stderr
+    assert "Traceback" not in scored.stderr
+    assert not ws.exists()
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("evil code ran",))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.write_bytes(b""), "no checkpoint for cnniqa"),
+        (lambda path: path.write_bytes(b"<html>404</html>"), "damaged, or holds more than tensors"),
+        (lambda path: torch.save({"params": {"x": torch.zeros(3)}}, path), "RuntimeError"),
+        (lambda path: torch.save(torch.zeros(3), path), "no checkpoint for cnniqa"),
+        (lambda path: path.write_bytes(pickle.dumps(Evil())), "holds more than tensors"),
+        (lambda path: torch.save({"params": Evil()}, path), "holds more than tensors"),
+    ],
+)
+def test_files_that_are_no_checkpoint(small, capfd, write, message):
+    write(small / CNNIQA)
+    with pytest.raises(UsageError, match=message) as caught:
+        metrics.create("cnniqa", str(small))
+    assert str(caught.value).startswith(CNNIQA)
+    assert "evil code ran" not in capfd.readouterr().out
+
+
+def test_another_model_s_checkpoint(small, weights_folder):
+    shutil.copy(weights_folder / MUSIQ, small / CNNIQA)
+    with pytest.raises(UsageError, match=f"{CNNIQA} is no checkpoint for cnniqa"):
+        metrics.create("cnniqa", str(small))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"pyiqa": "1"}', '{"pyiqa":"1","metrics":{"a":["b"]},"files":{}}']
+)
+def test_a_lock_that_is_none(small, text):
+    (small / "weights.lock").write_text(text)
+    with pytest.raises(UsageError, match="is not a lock"):
+        weights.read_lock(locate(small))
+
+
+def test_a_lock_of_another_pyiqa_is_not_believed(locked):
+    """Another version may want other files: it is asked itself."""
+    lock = weights.read_lock(locate(locked))
+    assert lock is not None
+    lock.pyiqa, lock.metrics = "0.0.1", {"cnniqa": []}
+    weights.write_lock(locate(locked), lock)
+    (entry,) = pulling.prepare_weights(["cnniqa"], str(locked))["cnniqa"].files
+    assert entry.name == CNNIQA
+
+
+# --- one copy a node ------------------------------------------------------------------------------
+
+
+def test_copies_are_made_once(locked, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node"))
+    prepared = pulling.prepare_weights(["cnniqa"], str(locked))["cnniqa"]
+    (entry,) = prepared.files
+    copy = weights.open_node_copy(entry, prepared.folder)
+    assert copy.read_bytes() == (locked / CNNIQA).read_bytes()
+    assert str(copy).startswith(str(tmp_path / "node"))
+    (locked / CNNIQA).unlink()
+    assert weights.open_node_copy(entry, prepared.folder) == copy
+    assert not list(copy.parent.glob("*.tmp"))
+
+
+def copy_in_a_process(arguments):
+    folder, entry = arguments
+    return str(weights.open_node_copy(entry, folder))
+
+
+def test_actors_that_start_together_share_one_copy(locked, tmp_path, monkeypatch):
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node"))
+    entry = weights.describe_file(locate(locked), f"https://host/{CNNIQA}")
+    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
+        copies = set(pool.map(copy_in_a_process, [(str(locked), entry)] * 3))
+    assert len(copies) == 1
+    assert Path(copies.pop()).read_bytes() == (locked / CNNIQA).read_bytes()
+
+
+def test_a_folder_that_a_node_cannot_see(tmp_path, locked):
+    entry = weights.describe_file(locate(locked), f"https://host/{CNNIQA}")
+    other = weights.WeightFile(entry.name, entry.url, entry.bytes, "0" * 64)
+    with pytest.raises(UsageError, match="every node can reach"):
+        weights.open_node_copy(other, str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="damaged or another file"):
+        weights.open_node_copy(other, str(locked))
