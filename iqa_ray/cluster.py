@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -187,40 +185,11 @@ def run_shards(
     crews = [_Crew(index, pool) for index, pool in enumerate(pools)]
     run = _Run(crews, on_done)
     try:
-        with _noting_interrupts() as raise_if_interrupted:
-            run.run(raise_if_interrupted)
+        run.run()
     finally:
         for crew in crews:
             crew.dismiss()
     return run.failures
-
-
-@contextmanager
-def _noting_interrupts() -> Iterator[Callable[[], None]]:
-    """Gives a function that raises KeyboardInterrupt if Ctrl-C was pressed before.
-
-    Python drops the exception where it arises in a destructor or in a callback of Ray's.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield lambda: None
-        return
-    is_interrupted = False
-
-    def note(number: int, frame: Any) -> None:
-        nonlocal is_interrupted
-        is_interrupted = True
-        before(number, frame)
-
-    def raise_if_interrupted() -> None:
-        if is_interrupted:
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield raise_if_interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class _Worker:
@@ -290,13 +259,12 @@ class _Run:
         self._running: dict[Any, _Member] = {}
         self.failures: list[ShardFailure] = []
 
-    def run(self, raise_if_interrupted: Callable[[], None]) -> None:
+    def run(self) -> None:
         for crew in self._crews:
             for _ in range(min(crew.pool.num_actors, len(crew.waiting))):
                 self._hire(crew)
         last_up_s = time.monotonic()
         while at_work := [crew for crew in self._crews if not crew.is_done]:
-            raise_if_interrupted()
             self._hand_out(at_work)
             finished, _ = ray.wait(list(self._running), num_returns=1, timeout=_TICK_S)
             for reference in finished:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pydantic import Field, field_validator, model_validator
 
 from iqa_ray.config import WorkspaceJob, positional
@@ -9,6 +11,7 @@ from iqa_ray.decoding import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS
 from iqa_ray.images import LabelMode
 from iqa_ray.metrics.deep import Precision
 from iqa_ray.metrics.spec import CPU_METRICS, get_spec
+from iqa_ray.metrics.weights import FOLDER_VARIABLE
 
 
 class ScoreJob(WorkspaceJob):
@@ -36,6 +39,8 @@ class ScoreJob(WorkspaceJob):
         description="folder or URI with the files of deep metrics, made by `iqa-ray weights pull`; "
         "the network is then never used (default: $IQA_RAY_WEIGHTS, or this machine's own folder, "
         "into which missing files are fetched)",
+        json_schema_extra={"metavar": "DIR"},
+        validate_default=True,
     )
     precision: Precision = Field(
         default="fp32",
@@ -77,6 +82,11 @@ class ScoreJob(WorkspaceJob):
         for name in names:
             get_spec(name)
         return tuple(dict.fromkeys(names))
+
+    @field_validator("weights")
+    @classmethod
+    def _resolve_weights(cls, folder: str | None) -> str | None:
+        return folder or os.environ.get(FOLDER_VARIABLE)  # the run's record should have it
 
     @field_validator("gpus_per_actor")
     @classmethod

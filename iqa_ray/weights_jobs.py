@@ -25,9 +25,15 @@ class WeightsJob(Job):
         "the folder's for check)",
     )
     to: str | None = Field(
-        default=None, description="for pull: folder or URI to fetch the files into"
+        default=None,
+        description="for pull: folder or URI to fetch the files into",
+        json_schema_extra={"metavar": "DIR"},
     )
-    from_: str | None = Field(default=None, description="for check: folder or URI to verify")
+    from_: str | None = Field(
+        default=None,
+        description="for check: folder or URI to verify",
+        json_schema_extra={"metavar": "DIR"},
+    )
 
     @field_validator("metrics")
     @classmethod

@@ -208,20 +208,3 @@ def make_unusable():
 def test_what_a_worker_says_while_it_is_made_ends_the_run():
     with pytest.raises(UsageError, match="^this file is damaged$"):
         run(make_unusable, [1, 2])
-
-
-def test_an_interrupt_that_gets_lost_on_its_way_still_ends_the_run():
-    """As where it arrives while Python runs a destructor."""
-
-    def lose_interrupt(*_):
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-        except KeyboardInterrupt:
-            pass
-
-    before = signal.getsignal(signal.SIGINT)
-    pool = cluster.Pool(make_doubler, list(range(20)), 1, HALF)
-    with pytest.raises(KeyboardInterrupt):
-        cluster.run_shards([pool], lose_interrupt)
-    assert signal.getsignal(signal.SIGINT) is before

@@ -258,7 +258,7 @@ def test_contradicting_settings_are_refused(image_folder, ws, change, message):
     [
         (("nosuch",), "nosuch"),
         (("lapn",), "lapm"),
-        (("musiq",), "deep"),
+        (("ssim",), "needs a reference image"),
         ((), "at least one"),
     ],
 )

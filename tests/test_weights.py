@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import make_texture
 from deep import serve
 
 from iqa_ray import metrics
@@ -108,6 +109,36 @@ def test_tracing_leaves_the_libraries_as_they_were():
     assert not is_complete  # its network takes its shape from the file
     assert (torch.load, torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR) == before
     assert offline == constants.HF_HUB_OFFLINE
+
+
+def write_small_clip(path: Path) -> None:
+    """A network like CLIP's, in the form in which CLIP is distributed, but tiny."""
+    clip_model = pytest.importorskip("pyiqa.archs.clip_model")
+    pytest.importorskip("clip")
+    network = clip_model.CLIP(
+        embed_dim=32, image_resolution=64, vision_layers=(1, 1, 1, 1), vision_width=16,
+        vision_patch_size=None, context_length=77, vocab_size=49408, transformer_width=64,
+        transformer_heads=1, transformer_layers=1,
+    ).eval()  # fmt: skip
+    inputs = (torch.rand(1, 3, 64, 64), torch.zeros(1, 77, dtype=torch.long))
+    torch.jit.save(torch.jit.trace(network, inputs, check_trace=False), str(path))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_files_that_are_asked_for_one_after_the_other(tmp_path):
+    """CLIP's networks take their shape from the file: what comes next shows when it is there."""
+    folder = locate(tmp_path)
+    prompts = "CLIP-IQA+_learned_prompts-603f3273.pth"
+    urls, missing = weights.list_urls("clipiqa+", folder)
+    assert [loading.name_file(url) for url in urls] == ["RN50.pt"]
+    assert missing == urls
+    write_small_clip(tmp_path / "RN50.pt")
+    urls, missing = weights.list_urls("clipiqa+", folder)
+    assert [loading.name_file(url) for url in urls] == ["RN50.pt", prompts]
+    assert [loading.name_file(url) for url in missing] == [prompts]
+    assert weights.list_urls("clipiqa", folder)[1] == []
+    metric = metrics.create("clipiqa", str(tmp_path))
+    assert 0 <= metric(make_texture(0, 64, 80)) <= 1
 
 
 # --- pull and check -----------------------------------------------------------------------------

@@ -119,6 +119,8 @@ def build_network(metric: str, find: Find) -> Any:
             return build(metric)
     except UsageError:
         raise
+    except ImportError as error:
+        raise UsageError(f"pyiqa cannot build {metric} here: {one_line(error)}") from None
     except pickle.UnpicklingError:
         reason = "it is damaged, or holds more than tensors"
     except (EOFError, zipfile.BadZipFile, OSError) as error:
@@ -151,8 +153,13 @@ def served_by(find: Find) -> Iterator[None]:
     with warnings.catch_warnings():  # CLIP's imports warn
         warnings.simplefilter("ignore")
         from pyiqa.archs import afineclip_model, clip_model
-        from pyiqa.archs.clip_imports import clip
         from pyiqa.utils import download_util
+
+        with_clip = [afineclip_model, clip_model]
+        with contextlib.suppress(ImportError):  # CLIP does not go with every setuptools
+            from pyiqa.archs.clip_imports import clip
+
+            with_clip.append(clip.clip)
 
     def link(url: str, target: str, *_: Any, **__: Any) -> None:
         with contextlib.suppress(FileExistsError):
@@ -176,9 +183,7 @@ def served_by(find: Find) -> Iterator[None]:
             (_hub, "download_url_to_file", link),
             (_hub, "hf_hub_download", give_hub_file),
             (constants, "HF_HUB_OFFLINE", True),
-            (clip_model, "_download", give),
-            (afineclip_model, "_download", give),
-            (clip.clip, "_download", give),
+            *((module, "_download", give) for module in with_clip),
         ):
             stack.enter_context(replaced(owner, name, value))
         yield
