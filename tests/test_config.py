@@ -63,7 +63,6 @@ def test_unions_and_pairs():
         (CutoffsJob, ["--workspace", "w", "--cutoff", "lapm"], "--cutoff lapm: write NAME=VALUE"),
         (CutoffsJob, ["--workspace", "w", "--cutoff", "lapm=x"], "--cutoff: .*number"),
         (CutoffsJob, ["--workspace", "w", "--cutoff", "lapm=nan"], "--cutoff: .*finite"),
-        (CutoffsJob, ["--workspace", "w", "--cutoff", "nosuch=1"], "--cutoff: .*nosuch"),
         (SelectJob, ["--workspace", "w", "--rule", "most"], "--rule: "),
         (PredictJob, ["--workspace", "w"], "either --predictions FILE or --backbone"),
         (PredictJob, ["--workspace", "w", "--backbone", "resnet18"], "--train-images or --split"),

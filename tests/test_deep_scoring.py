@@ -193,6 +193,17 @@ def test_later_jobs_know_pyiqa_s_metrics_by_the_workspace(
     assert cutoffs["cnniqa"]["value"] is not None
 
 
+@pytest.mark.parametrize("setting", [{"metrics": ("nosuch",)}, {"cutoff": {"nosuch": 1.0}}])
+def test_cutoffs_of_no_metric(image_folder, tmp_path, setting):
+    """Which metrics there are is known by the workspace, and only then by the tables."""
+    ws = str(tmp_path / "ws")
+    iqa_ray.score(str(image_folder(2)), ws, ["lapm"])
+    table = pd.DataFrame({"image_id": ["x"], "correct": [True]})
+    table.to_parquet(Path(ws, "predictions.parquet"))
+    with pytest.raises(UsageError, match="unknown metric 'nosuch'"):
+        run_cutoffs(make_job(CutoffsJob, {"workspace": ws, **setting}))
+
+
 def test_a_wrong_checkpoint_ends_the_run_before_any_score(mixed, tmp_path, weights_folder):
     folder = tmp_path / "weights"
     folder.mkdir()
