@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from iqa_ray import cluster
-from iqa_ray.capacity import Resources, share_nodes
+from iqa_ray.capacity import PoolPlan, Resources, share_nodes
 from iqa_ray.deep_shards import DeepPlan, DeepShardScorer
 from iqa_ray.errors import IncompleteError
 from iqa_ray.metrics.deep import Device
@@ -26,6 +26,8 @@ from iqa_ray.store import Fingerprints
 
 # a part should be worth a file, and a lost shard not worth a tear
 SMALLEST_SHARD, LARGEST_SHARD = 32, 512
+# a network without a GPU takes up to a minute an image
+_SMALLEST_SLOW_SHARD, _LARGEST_SLOW_SHARD = 8, 64
 _SHARDS_PER_ACTOR = 16
 _NUM_NAMED = 5
 
@@ -72,13 +74,16 @@ def _cut_shards(
     images: pa.Table,
     fingerprints: Fingerprints,
     missing: NDArray[np.int64],
-    num_actors: int,
+    plan: PoolPlan,
     shard_size: int | None,
 ) -> GroupWork:
     """Shards of images that lack the same metrics, so that each is decoded once for all of them."""
     num_missing = int((missing > 0).sum())
-    fair = -(-num_missing // (num_actors * _SHARDS_PER_ACTOR))
-    size = shard_size or min(max(fair, SMALLEST_SHARD), LARGEST_SHARD)
+    fair = -(-num_missing // (plan.num_actors * _SHARDS_PER_ACTOR))
+    smallest, largest = SMALLEST_SHARD, LARGEST_SHARD
+    if group.weights and not plan.resources.num_gpus:
+        smallest, largest = _SMALLEST_SLOW_SHARD, _LARGEST_SLOW_SHARD
+    size = shard_size or min(max(fair, smallest), largest)
     columns = images.select(["image_id", "path"])
     work = GroupWork(group, [], [])
     for mask in np.unique(missing[missing > 0]):
@@ -103,11 +108,10 @@ def spread_groups(
     missing = {group: mask for group, mask in missing.items() if mask.any()}
     num_left = np.sum([mask > 0 for mask in missing.values()], axis=0)  # groups an image waits for
     works, pools = [], []
-    for group, (num_actors, resources, make) in _plan(job, source, missing, make_worker).items():
-        mask = missing[group]
-        work = _cut_shards(group, images, fingerprints, mask, num_actors, job.shard_size)
+    for group, (plan, make) in _plan(job, source, missing, make_worker).items():
+        work = _cut_shards(group, images, fingerprints, missing[group], plan, job.shard_size)
         works.append(work)
-        pools.append(cluster.Pool(make, work.shards, num_actors, resources))
+        pools.append(cluster.Pool(make, work.shards, plan.num_actors, plan.resources))
 
     with Progress(int((num_left > 0).sum()), "score") as progress:
 
@@ -128,19 +132,19 @@ def _plan(
     source: Source,
     missing: dict[Group, NDArray[np.int64]],
     make_worker: MakeWorker,
-) -> dict[Group, tuple[int, Resources, Any]]:
-    """For each group: the number of actors, what each asks for, and what makes its worker."""
+) -> dict[Group, tuple[PoolPlan, Any]]:
+    """For each group: its actors and what each asks for, and what makes their workers."""
     num_models = sum(group.weights is not None for group in missing)
-    make_cpu: Any = partial(make_worker, source)
+    num_images = {group: int((mask > 0).sum()) for group, mask in missing.items()}
+    make_cpu = partial(make_worker, source)
     if num_models == 0:
         resources = Resources(num_cpus=job.cpus_per_actor)
         return {
             group: (
-                cluster.count_actors(job.num_actors, resources, int((mask > 0).sum())),
-                resources,
+                PoolPlan(cluster.count_actors(job.num_actors, resources, number), resources),
                 make_cpu,
             )
-            for group, mask in missing.items()
+            for group, number in num_images.items()
         }
     cpu_plan, model_plan = share_nodes(
         cluster.list_nodes(),
@@ -154,16 +158,15 @@ def _plan(
         log("deep metrics run on the CPU" + (": no GPU" if job.gpus_per_actor is None else ""))
     if job.num_actors is None:
         cluster.check_room(model_plan.resources)
-    plans = {}
-    for group, mask in missing.items():
-        plan, make = cpu_plan, make_cpu
+    plans: dict[Group, tuple[PoolPlan, Any]] = {}
+    for group, number in num_images.items():
+        plan = model_plan if group.weights else cpu_plan
+        plan = replace(plan, num_actors=min(job.num_actors or plan.num_actors, number))
+        plans[group] = plan, make_cpu
         if group.weights is not None:
-            plan = model_plan
             max_side = choose_max_side(job, group.names[0])
             deep_plan = DeepPlan(group.weights, device, plan.num_threads, job.precision, max_side)
-            make = partial(DeepShardScorer, source, deep_plan)
-        num_actors = min(job.num_actors or plan.num_actors, int((mask > 0).sum()))
-        plans[group] = (num_actors, plan.resources, make)
+            plans[group] = plan, partial(DeepShardScorer, source, deep_plan)
     return plans
 
 

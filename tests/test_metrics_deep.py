@@ -170,9 +170,11 @@ def test_reduced_precision_moves_scores_a_little(create):
     assert 0 < abs(exact - rough) < 1
 
 
-def test_musiq_notes_what_its_definition_enlarges(create):
+def test_what_a_definition_enlarges_is_noted(create):
     assert "enlarged to 384 px" in create("musiq").note(100, 383)
     assert create("musiq").note(100, 384) == ""
+    assert "enlarged to 225 px" in create("hyperiqa").note(224, 500)
+    assert create("hyperiqa").note(225, 500) == ""
     assert create("cnniqa").note(10, 10) == ""
 
 
@@ -281,6 +283,7 @@ def test_an_image_that_does_not_fit_alone_is_too_large(weights_folder, monkeypat
         metric(make_texture(0, 128, 128))
     assert caught.value.status == "too_large"
     assert isinstance(metric(make_texture(0, 64, 64)), float)
+    assert metric.batch_size(8, 8) == deep._LARGEST_BATCH["cpu"]  # that says nothing of batches
 
 
 def test_one_bad_image_does_not_cost_its_batch(weights_folder, monkeypatch):

@@ -100,9 +100,12 @@ class DeepMetric:
 
     def note(self, height: int, width: int) -> str:
         """What the metric's own definition does to an image of this size first, if enlarging."""
-        if self.name.startswith("musiq") and max(height, width) < _MUSIQ_LARGEST_SCALE:
-            return f"enlarged to {_MUSIQ_LARGEST_SCALE} px, by the metric's definition"
-        return ""
+        side = 0
+        if type(self._network).__name__ == "MUSIQ" and max(height, width) < _MUSIQ_LARGEST_SCALE:
+            side = _MUSIQ_LARGEST_SCALE
+        elif self._find_crops() and min(height, width) <= _CROP_SIDE:
+            side = _CROP_SIDE + 1
+        return f"enlarged to {side} px, by the metric's definition" if side else ""
 
     def batch_size(self, height: int, width: int) -> int:
         """How many images of this size go into one batch, as far as is known by now."""
@@ -130,7 +133,9 @@ class DeepMetric:
                 continue
             except Exception as error:
                 if is_out_of_memory(error):
-                    self._max_batch_pixels = max(1, len(chunk) // 2) * height * width
+                    if len(chunk) > 1:
+                        less = len(chunk) // 2 * height * width
+                        self._max_batch_pixels = min(self._max_batch_pixels, less)
                     failure = MetricError("too_large", f"not enough memory for {self.name}")
                 else:
                     failure = MetricError(
@@ -174,25 +179,36 @@ class DeepMetric:
             if precision != "fp32":
                 dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
                 stack.enter_context(torch.autocast(self._device, dtype))
-            for attribute in ("test_sample", "num_crop"):  # MANIQA, HyperIQA
-                if hasattr(self._network, attribute) and _has_equal_crops(*shape[:2]):
-                    stack.enter_context(replaced(self._network, attribute, 1))
+            crops = self._find_crops()
+            if crops and _has_equal_crops(*shape[:2]):
+                stack.enter_context(replaced(self._network, crops, 1))
             if type(self._network).__name__ == "MUSIQ":
                 stack.enter_context(_without_padding())
             yield
+
+    def _find_crops(self) -> str | None:
+        """Which attribute says how many crops are scored, if any: so it is in MANIQA, HyperIQA."""
+        names = ("test_sample", "num_crop")
+        return next((name for name in names if hasattr(self._network, name)), None)
 
     def _build(self) -> Any:
         network = build_model(self._weights)
         return network.to(self._device).eval()
 
     def _recover(self) -> None:
-        """Make the network anew: a failed pass may leave things behind in it (as in MANIQA)."""
+        """Give memory back after a failed pass, and make a network anew that collects by hooks.
+
+        MANIQA's hooks keep what the failed pass had got to, and the next one would take it.
+        """
         import torch
 
-        del self._network
+        has_hooks = any(module._forward_hooks for module in self._network.modules())
+        if has_hooks:
+            del self._network
         if self._device == "cuda":
             torch.cuda.empty_cache()
-        self._network = self._build()
+        if has_hooks:
+            self._network = self._build()
 
 
 def _has_equal_crops(height: int, width: int) -> bool:
