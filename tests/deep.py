@@ -1,4 +1,4 @@
-"""A server that gives weights as a model hub does."""
+"""For tests of weights: a server like a model hub, and a process like an actor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from iqa_ray.metrics import loading
+from iqa_ray.metrics import loading, weights
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -45,3 +45,8 @@ def serve(folder: Path) -> Iterator[tuple[str, list[str]]]:
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}", asked
         server.shutdown()
+
+
+def copy_in_a_process(folder: str, entry: weights.WeightFile) -> str:
+    """Where this node's copy is; here, since importing this module takes no PyTorch."""
+    return str(weights.open_node_copy(entry, folder))

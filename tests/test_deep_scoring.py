@@ -47,7 +47,7 @@ def score(root, ws, weights, names, **settings):
     return run_score(make_job(ScoreJob, {**given, "labels": "none", **settings}))
 
 
-def test_cpu_and_deep_metrics_in_one_run(mixed, tmp_path, weights_folder):
+def test_cpu_and_deep_metrics_in_one_run(mixed, tmp_path, weights_folder, monkeypatch):
     ws = tmp_path / "ws"
     summary = score(mixed, ws, weights_folder, ("lapm", "musiq", "cnniqa"))
     assert summary["num_scored"] == 9
@@ -66,6 +66,7 @@ def test_cpu_and_deep_metrics_in_one_run(mixed, tmp_path, weights_folder):
     assert small["lapm"] > 0
     assert damaged["status"] == "unreadable"
 
+    monkeypatch.setattr(cluster, "connect", lambda _: pytest.fail("a second run needs no Ray"))
     again = score(mixed, ws, weights_folder, ("lapm", "musiq", "cnniqa"))
     assert (again["num_scored"], again["num_reused"]) == (0, 9)
     assert again["models"] == {}
@@ -235,9 +236,3 @@ def test_gpus_that_are_not_there(mixed, tmp_path, weights_folder):
 
     with pytest.raises(IncompleteError, match="needs .* 0.5 GPUs, but this machine has .* 0 GPUs"):
         score(mixed, tmp_path / "ws", weights_folder, ("cnniqa",), gpus_per_actor=0.5)
-
-
-def test_second_run_starts_no_ray(mixed, tmp_path, weights_folder, monkeypatch):
-    score(mixed, tmp_path / "ws", weights_folder, ("cnniqa",))
-    monkeypatch.setattr(cluster, "connect", lambda _: pytest.fail("connected"))
-    assert score(mixed, tmp_path / "ws", weights_folder, ("cnniqa",))["num_scored"] == 0
