@@ -228,9 +228,12 @@ def _without_padding() -> Iterator[None]:
     """Leave out MUSIQ's padding: patches without pixels that attention masks out anyway.
 
     They are in the same places for images of one size. No value of another patch depends on them:
-    after the mask their weight, exp(-1000), is zero in float32.
+    after the mask their weight, exp(-1000), is zero in float32. Without them there is nothing to
+    mask, and PyTorch's fused attention does, whose memory grows with the number of patches and not
+    with its square: 12 megapixels are 12,000 patches.
     """
     from pyiqa.archs import musiq_arch
+    from torch.nn.functional import scaled_dot_product_attention
 
     get_patches = musiq_arch.get_multiscale_patches
 
@@ -238,7 +241,17 @@ def _without_padding() -> Iterator[None]:
         patches = get_patches(image, **options)
         return patches[:, patches[0, :, -1] > 0]
 
-    with replaced(musiq_arch, "get_multiscale_patches", get_filled):
+    def attend(layer: Any, x: Any, mask: Any = None) -> Any:
+        heads = [
+            part(x).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
+            for part in (layer.query, layer.key, layer.value)
+        ]
+        return layer.out(scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+
+    with (
+        replaced(musiq_arch, "get_multiscale_patches", get_filled),
+        replaced(musiq_arch.MultiHeadAttention, "forward", attend),
+    ):
         yield
 
 
