@@ -210,13 +210,15 @@ class _Worker:
 
 @dataclass(eq=False)
 class _Member:
-    """An actor and the shard that it does; before the first one, it is being made.
+    """An actor and the shard that it does; before the first one, its worker is being made.
 
     One shard at a time: with a second one queued, a death could not be laid at one shard's door.
+    `reference` is Ray's to what it is doing; None while it waits for a shard.
     """
 
     actor: Any
     crew: _Crew
+    reference: Any
     is_up: bool = False
     shard: int | None = None
 
@@ -239,12 +241,17 @@ class _Crew:
     def is_done(self) -> bool:
         return not self.waiting and all(member.shard is None for member in self.members)
 
-    def hire(self) -> tuple[Any, _Member]:
-        """Start an actor; returns the reference to the making of its worker, and the member."""
+    def hire(self) -> None:
+        """Start an actor and have it make its worker."""
         actor = self._actor_class.remote(self.pool.make_worker)
-        member = _Member(actor, self)
-        self.members.append(member)
-        return actor.make.remote(), member
+        self.members.append(_Member(actor, self, actor.make.remote()))
+
+    def hand_out(self) -> None:
+        """Give a shard to every actor that waits for one."""
+        for member in self.members:
+            if member.reference is None and self.waiting:
+                member.shard = self.waiting.popleft()
+                member.reference = member.actor.run.remote(self.pool.shards[member.shard])
 
     def dismiss(self) -> None:
         """End all actors, so that others get their place."""
@@ -256,22 +263,26 @@ class _Crew:
 class _Run:
     def __init__(self, crews: list[_Crew], on_done: Callable[[int, int, Any], None]) -> None:
         self._crews, self._on_done = crews, on_done
-        self._running: dict[Any, _Member] = {}
         self.failures: list[ShardFailure] = []
 
     def run(self) -> None:
         for crew in self._crews:
             for _ in range(min(crew.pool.num_actors, len(crew.waiting))):
-                self._hire(crew)
+                crew.hire()
         last_up_s = time.monotonic()
         while at_work := [crew for crew in self._crews if not crew.is_done]:
-            self._hand_out(at_work)
-            finished, _ = ray.wait(list(self._running), num_returns=1, timeout=_TICK_S)
+            for crew in at_work:
+                crew.hand_out()
+            members = [member for crew in at_work for member in crew.members]
+            running = {
+                member.reference: member for member in members if member.reference is not None
+            }
+            finished, _ = ray.wait(list(running), num_returns=1, timeout=_TICK_S)
             for reference in finished:
-                self._collect(reference)
+                self._collect(running[reference])
             for crew in at_work:
                 if crew.is_done:
-                    self._dismiss(crew)
+                    crew.dismiss()
             if any(member.is_up for crew in at_work for member in crew.members):
                 last_up_s = time.monotonic()
             elif time.monotonic() - last_up_s > START_TIMEOUT_S:
@@ -280,26 +291,9 @@ class _Run:
                     "room for one"
                 )
 
-    def _hire(self, crew: _Crew) -> None:
-        reference, member = crew.hire()
-        self._running[reference] = member
-
-    def _dismiss(self, crew: _Crew) -> None:
-        for reference in [r for r, member in self._running.items() if member.crew is crew]:
-            del self._running[reference]
-        crew.dismiss()
-
-    def _hand_out(self, crews: list[_Crew]) -> None:
-        for crew in crews:
-            for member in crew.members:
-                if member.is_up and member.shard is None and crew.waiting:
-                    member.shard = crew.waiting.popleft()
-                    shard = crew.pool.shards[member.shard]
-                    self._running[member.actor.run.remote(shard)] = member
-
-    def _collect(self, reference: Any) -> None:
-        member = self._running.pop(reference)
-        crew, shard, member.shard = member.crew, member.shard, None
+    def _collect(self, member: _Member) -> None:
+        crew, shard, reference = member.crew, member.shard, member.reference
+        member.shard = member.reference = None
         try:
             result = ray.get(reference)
         except ray_errors.RayTaskError as error:
@@ -337,7 +331,7 @@ class _Run:
                 reason = f"its actor died on each of {MAX_TRIES} tries: {reason}"
                 self.failures.append(ShardFailure(crew.index, shard, reason))
         log(f"an actor was lost and is being replaced: {reason}")
-        self._hire(crew)
+        crew.hire()
 
 
 def _last_line(error: BaseException) -> str:
