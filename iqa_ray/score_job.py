@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from pydantic import Field, field_validator, model_validator
 
 from iqa_ray.config import WorkspaceJob, positional
@@ -11,7 +9,7 @@ from iqa_ray.decoding import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS
 from iqa_ray.images import LabelMode
 from iqa_ray.metrics.deep import Precision
 from iqa_ray.metrics.spec import CPU_METRICS, get_spec
-from iqa_ray.metrics.weights import FOLDER_VARIABLE
+from iqa_ray.metrics.weights import resolve_folder
 
 
 class ScoreJob(WorkspaceJob):
@@ -86,7 +84,7 @@ class ScoreJob(WorkspaceJob):
     @field_validator("weights")
     @classmethod
     def _resolve_weights(cls, folder: str | None) -> str | None:
-        return folder or os.environ.get(FOLDER_VARIABLE)  # the run's record should have it
+        return resolve_folder(folder)  # here, since the run's record should have it
 
     @field_validator("gpus_per_actor")
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -165,6 +165,3 @@ def _keep_freed_memory() -> None:
     measured.
     """
     np.empty(31 << 20, np.uint8)
-
-
-MakeScorer = Callable[[], Callable[[Shard], dict[str, Any]]]

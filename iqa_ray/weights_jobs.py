@@ -9,10 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from iqa_ray.config import Job, positional
 from iqa_ray.files import locate
 from iqa_ray.metrics.pulling import check_weights, pull_weights
-from iqa_ray.metrics.spec import SPECS, get_spec
+from iqa_ray.metrics.spec import DEEP_METRICS, get_spec
 from iqa_ray.metrics.weights import LOCK_FILE
-
-DEEP_METRICS = tuple(name for name, spec in SPECS.items() if spec.backend == "pyiqa")
 
 
 class WeightsJob(Job):
@@ -61,11 +59,9 @@ def run_weights(job: WeightsJob) -> dict[str, Any]:
     if job.action == "pull":
         assert job.to is not None
         folder = locate(job.to)
-        lock = pull_weights(job.metrics or DEEP_METRICS, folder)
-        metrics = {
-            name: [lock.files[file] for file in lock.metrics[name]]
-            for name in job.metrics or DEEP_METRICS
-        }
+        names = job.metrics or DEEP_METRICS
+        lock = pull_weights(names, folder)
+        metrics = {name: [lock.files[file] for file in lock.metrics[name]] for name in names}
     else:
         assert job.from_ is not None
         folder = locate(job.from_)

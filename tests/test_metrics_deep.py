@@ -11,13 +11,11 @@ from conftest import make_texture
 
 from iqa_ray import metrics
 from iqa_ray.metrics import deep
-from iqa_ray.metrics.spec import SPECS, MetricError, get_spec
+from iqa_ray.metrics.spec import DEEP_METRICS, SPECS, MetricError, get_spec
 
 pyiqa = pytest.importorskip("pyiqa")
 torch = pytest.importorskip("torch")
 uniform_crop = pytest.importorskip("pyiqa.archs.arch_util").uniform_crop
-
-DEEP = [name for name, spec in SPECS.items() if spec.backend == "pyiqa"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +46,7 @@ def score_by_pyiqa(metric, image):
 def test_the_table_agrees_with_pyiqa():
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
-    for name in DEEP:
+    for name in DEEP_METRICS:
         config = DEFAULT_CONFIGS[name]
         assert SPECS[name].higher_is_better is not config.get("lower_better", False)
         bounds = tuple(float(part.strip(" ~")) for part in config["score_range"].split(","))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import tempfile
 import threading
@@ -18,7 +17,6 @@ from iqa_ray.errors import UsageError
 from iqa_ray.files import Location, locate, one_line, write_bytes
 from iqa_ray.metrics import loading
 from iqa_ray.metrics.weights import (
-    FOLDER_VARIABLE,
     LOCK_FILE,
     Lock,
     WeightFile,
@@ -34,6 +32,7 @@ from iqa_ray.metrics.weights import (
     open_node_copy,
     open_url,
     read_lock,
+    resolve_folder,
     write_lock,
 )
 from iqa_ray.progress import Progress, log
@@ -57,7 +56,7 @@ def prepare_weights(metrics: Sequence[str], folder: str | None) -> dict[str, Wei
             model, with the name.
     """
     find_pyiqa_version()
-    given = folder or os.environ.get(FOLDER_VARIABLE)
+    given = resolve_folder(folder)
     place = locate(given) if given else default_folder()
     urls, missing = {}, {}
     for metric in metrics:
@@ -71,9 +70,7 @@ def prepare_weights(metrics: Sequence[str], folder: str | None) -> dict[str, Wei
         weights = Weights(
             metric, describe_files(place, urls[metric]), str(place) if given else None
         )
-        for entry in weights.files:
-            open_node_copy(entry, str(place))
-        check_fit(weights)
+        verify_copies(weights, place)
         prepared[metric] = weights
     return prepared
 
@@ -147,9 +144,7 @@ def pull_weights(metrics: Sequence[str], folder: Location) -> Lock:
         lock.files |= {entry.name: entry for entry in files}
         lock.metrics[metric] = [entry.name for entry in files]
         write_lock(folder, lock)
-        for entry in files:
-            open_node_copy(entry, str(folder))
-        check_fit(Weights(metric, files, str(folder)))
+        verify_copies(Weights(metric, files, str(folder)), folder)
     return lock
 
 
@@ -203,19 +198,21 @@ def check_weights(folder: Location, metrics: Sequence[str]) -> dict[str, list[We
         entries = [lock.files[name] for name in lock.metrics[metric]]
         if damages := [damage for entry in entries if (damage := find_damage(folder, entry))]:
             raise UsageError(f"{'; '.join(damages)}: run {pull}")
-        for entry in entries:
-            open_node_copy(entry, str(folder))
-        check_fit(Weights(metric, tuple(entries), str(folder)))
+        verify_copies(Weights(metric, tuple(entries), str(folder)), folder)
         checked[metric] = entries
     return checked
 
 
-def check_fit(weights: Weights) -> None:
-    """Make sure that pyiqa's network takes these files; remembered on this machine.
+def verify_copies(weights: Weights, folder: Location) -> None:
+    """Copy the files from `folder` to this machine and make sure that pyiqa's network takes them.
+
+    Both are done once on a machine.
 
     Raises:
-        UsageError: it does not; names the file.
+        UsageError: a file is damaged, or the network does not take it; names the file.
     """
+    for entry in weights.files:
+        open_node_copy(entry, str(folder))
     key = json.dumps([find_pyiqa_version(), weights.metric, [f.sha256 for f in weights.files]])
     mark = cache_folder() / "fits" / sha256(key.encode()).hexdigest()
     if mark.exists():

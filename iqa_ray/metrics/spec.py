@@ -152,6 +152,7 @@ _ALL = (
 
 SPECS: dict[str, MetricSpec] = {spec.name: spec for spec in _ALL}
 CPU_METRICS: tuple[str, ...] = tuple(spec.name for spec in _ALL if spec.backend == "cpu")
+DEEP_METRICS: tuple[str, ...] = tuple(spec.name for spec in _ALL if spec.backend == "pyiqa")
 
 
 def get_spec(name: str) -> MetricSpec:

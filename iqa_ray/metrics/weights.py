@@ -95,6 +95,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iqa_ray"
 
 
+def resolve_folder(given: str | None) -> str | None:
+    """The weights folder that the user names: `given`, or `$IQA_RAY_WEIGHTS`."""
+    return given or os.environ.get(FOLDER_VARIABLE)
+
+
 def default_folder() -> Location:
     """The weights folder of this machine, used where none is given."""
     return locate(cache_folder() / "weights")
