@@ -55,6 +55,13 @@ COMMANDS = {
         "--train-images train\n"
         "iqa-ray predict --workspace ws --backbone resnet34 --split 0.4 --epochs 40",
     ),
+    "study": Command(
+        "iqa_ray.selection.study_jobs", "StudyJob", "run_study", "describe_study",
+        "find out which metrics can be trusted: blur moves them, cropping and rotation do not",
+        "iqa-ray study photos --workspace ws\n"
+        "iqa-ray study photos --workspace ws --metrics lapm,wavs,musiq --num-samples 30 --keep 2\n"
+        "iqa-ray study --series defocus.csv --workspace ws",
+    ),
     "cutoffs": Command(
         "iqa_ray.selection.jobs", "CutoffsJob", "run_cutoffs", "describe_cutoffs",
         "learn each metric's cut-off from right and wrong predictions",

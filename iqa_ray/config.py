@@ -41,10 +41,12 @@ class WorkspaceJob(Job):
     workspace: str = Field(description="folder or URI (s3://, gs://) that holds the tables")
 
 
-def positional(description: str, metavar: str) -> Any:
-    """A required field that is given by position on the command line."""
+def positional(description: str, metavar: str, **settings: Any) -> Any:
+    """A field that is given by position on the command line; required unless it has a default."""
     return Field(
-        description=description, json_schema_extra={"positional": True, "metavar": metavar}
+        description=description,
+        json_schema_extra={"positional": True, "metavar": metavar},
+        **settings,
     )
 
 

@@ -1,6 +1,8 @@
-"""The settings of the job `score`."""
+"""The settings of jobs that score images."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,20 +13,17 @@ from iqa_ray.metrics.deep import Precision
 from iqa_ray.metrics.spec import CPU_METRICS, get_spec
 from iqa_ray.metrics.weights import resolve_folder
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class ScoreJob(WorkspaceJob):
-    """Score every image with no-reference quality metrics."""
 
-    images: str = positional("folder, manifest (.csv, .parquet) or URI of the images", "IMAGES")
+class ScoringJob(WorkspaceJob):
+    """How images are scored."""
+
     metrics: tuple[str, ...] = Field(
         default=CPU_METRICS,
         description="metrics to score with, separated by commas: the five of the default, musiq, "
         "maniqa, hyperiqa, or any other no-reference metric of pyiqa",
-    )
-    labels: LabelMode = Field(
-        default="parent",
-        description="where labels come from if no manifest gives them: the name of an image's "
-        "parent folder, of the top folder, or none",
     )
     max_pixels: int = Field(
         default=DEFAULT_MAX_PIXELS,
@@ -94,10 +93,21 @@ class ScoreJob(WorkspaceJob):
         return share
 
     @model_validator(mode="after")
-    def _check_max_side(self) -> ScoreJob:
+    def _check_max_side(self) -> Self:
         if self.max_side is not None and not any(map(takes_max_side, self.metrics)):
             raise ValueError("--max-side is for musiq, which is not among the metrics")
         return self
+
+
+class ScoreJob(ScoringJob):
+    """Score every image with no-reference quality metrics."""
+
+    images: str = positional("folder, manifest (.csv, .parquet) or URI of the images", "IMAGES")
+    labels: LabelMode = Field(
+        default="parent",
+        description="where labels come from if no manifest gives them: the name of an image's "
+        "parent folder, of the top folder, or none",
+    )
 
 
 def takes_max_side(name: str) -> bool:

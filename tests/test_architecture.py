@@ -17,20 +17,25 @@ LAYERS = [
     ["config", "files"],
     ["decoding", "images"],
     ["store"],
-    ["metrics", "data.dotcodes"],
+    ["metrics", "distortions", "data.dotcodes"],
     ["capacity", "reading", "scores"],
     ["cluster", "shards", "score_job"],
     ["deep_shards", "weights_jobs"],
     ["spreading", "predictions", "holdout", "data.jobs"],
-    ["scoring"],
-    ["selection.cutoffs", "training.backbones"],
-    ["selection.votes", "selection.subsets", "training.loop"],
-    ["selection.jobs", "training.seeds"],
-    ["predicting"],
+    ["scoring", "report.figures"],
+    ["selection.cutoffs", "selection.study", "training.backbones"],
+    ["selection.votes", "selection.subsets", "selection.series", "training.augment"],
+    ["training.pixels", "studies.splits"],
+    ["training.loop", "studies.statistics"],
+    ["training.runs"],
+    ["selection.jobs", "selection.study_jobs", "training.seeds"],
+    ["training.lanes", "studies.live"],
+    ["predicting", "studies.arms"],
+    ["studies.compare_quality", "studies.vary_quality"],
     ["demo"],
     ["cli"],
 ]
-MAY_IMPORT_RAY = {"cluster", "training.seeds"}
+MAY_IMPORT_RAY = {"cluster", "training.seeds", "training.lanes"}
 ORDER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 
@@ -63,7 +68,7 @@ def imports_of(tree: ast.Module) -> set[str]:
 
 def test_imports_run_one_way():
     known = modules()
-    packages = {"__init__", "selection", "training", "data"}
+    packages = {"__init__", "selection", "training", "data", "report", "studies"}
     for name, tree in known.items():
         if name in packages:
             continue

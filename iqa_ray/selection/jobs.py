@@ -21,6 +21,7 @@ from iqa_ray.selection.cutoffs import (
     fit_cutoff,
     name_direction,
 )
+from iqa_ray.selection.study import VERDICTS_FILE
 from iqa_ray.selection.subsets import link_kept, list_kept
 from iqa_ray.selection.votes import Rule, cast_votes, votes_to_reject
 from iqa_ray.store import Workspace
@@ -79,7 +80,9 @@ class SelectJob(WorkspaceJob):
     """Let the metrics vote with their cut-offs and keep the images that pass."""
 
     metrics: tuple[str, ...] = Field(
-        default=(), description="voters, separated by commas (default: all that have a cut-off)"
+        default=(),
+        description="voters, separated by commas (default: those that `study` chose, or all that "
+        "have a cut-off)",
     )
     rule: Rule = Field(
         default="majority",
@@ -222,18 +225,30 @@ def run_select(job: SelectJob) -> dict[str, Any]:
 
 
 def _choose_voters(workspace: Workspace, job: SelectJob) -> dict[str, Cutoff]:
+    """The cut-offs of those asked for, else of the study's voters, else of all that have one."""
     entries = workspace.read_json(CUTOFFS_FILE, "cutoffs")
+    names, is_strict = job.metrics or tuple(entries), bool(job.metrics)
+    if not job.metrics and workspace.has(VERDICTS_FILE):
+        names = tuple(workspace.read_json(VERDICTS_FILE, "study IMAGES")["voters"])
+        if not names:
+            raise UsageError(
+                f"no metric qualified in {workspace}/{VERDICTS_FILE}: name voters with --metrics"
+            )
     cutoffs = {}
-    for name in job.metrics or entries:
+    for name in names:
         if name not in entries:
-            raise UsageError(f"--metrics: {CUTOFFS_FILE} has no {name}, only {', '.join(entries)}")
-        cutoff = Cutoff.from_json(entries[name])
-        if cutoff.value is not None:
-            cutoffs[name] = cutoff
-        elif job.metrics:
-            raise UsageError(f"--metrics: {name} has no cut-off: {cutoff.reason}")
+            problem = f"{CUTOFFS_FILE} has no {name}, only {', '.join(entries)}"
+        else:
+            cutoff = Cutoff.from_json(entries[name])
+            if cutoff.value is not None:
+                cutoffs[name] = cutoff
+                continue
+            problem = f"{name} has no cut-off: {cutoff.reason}"
+        if is_strict:
+            raise UsageError(f"--metrics: {problem}")
+        log(f"not a voter: {problem}")
     if not cutoffs:
-        raise UsageError(f"no metric in {workspace}/cutoffs.json has a cut-off")
+        raise UsageError(f"no metric in {workspace}/{CUTOFFS_FILE} that may vote has a cut-off")
     return cutoffs
 
 

@@ -1,0 +1,53 @@
+"""Figures as PNG bytes."""
+
+from __future__ import annotations
+
+import io
+
+import pandas as pd
+
+_PANEL_INCHES = (2.2, 1.6)
+_DOTS_PER_INCH = 110
+_SAMPLE_COLOUR, _MEAN_COLOUR = "#9db4cc", "#12355b"
+
+
+def draw_series(series: pd.DataFrame) -> bytes:
+    """Draw score against index: a row a metric, a column a configuration, a line a sample.
+
+    Args:
+        series: one row a metric and image: metric, configuration, sample, index, score (NaN
+            without). The thick line is the mean where every sample has a score.
+
+    Returns:
+        A PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    metrics = list(series["metric"].unique())
+    configurations = list(series["configuration"].unique())
+    width, height = _PANEL_INCHES
+    figure = Figure(
+        (0.6 + width * len(configurations), 0.4 + height * len(metrics)), layout="constrained"
+    )
+    panels = figure.subplots(len(metrics), len(configurations), squeeze=False)
+    for row, metric in enumerate(metrics):
+        for column, name in enumerate(configurations):
+            panel = panels[row, column]
+            chosen = (series["metric"] == metric) & (series["configuration"] == name)
+            lines = series[chosen].pivot(index="index", columns="sample", values="score")
+            panel.plot(lines.index, lines, color=_SAMPLE_COLOUR, linewidth=0.8)
+            mean = lines.dropna().mean(axis=1)
+            panel.plot(mean.index, mean, color=_MEAN_COLOUR, linewidth=2)
+            if lines.isna().all(axis=None):
+                panel.text(0.5, 0.5, "no scores", ha="center", transform=panel.transAxes)
+            panel.tick_params(labelsize=7)
+            panel.margins(x=0.03)
+            if row == 0:
+                panel.set_title(name, fontsize=10)
+            if column == 0:
+                panel.set_ylabel(metric, fontsize=10)
+            if row == len(metrics) - 1:
+                panel.set_xlabel("index", fontsize=8)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH)
+    return stream.getvalue()

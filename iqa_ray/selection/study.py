@@ -1,0 +1,305 @@
+"""Which metrics can be trusted: correlations over series of images, verdicts, redundancy.
+
+A series is one sample under one configuration at rising indices: cropped further and further,
+rotated, blurred more and more. A metric that is to vote must follow the blurring and ignore the
+others (paper 000, sections 2.1, 3.1.1, 4.1 and Table 1). Pure: tables in, tables out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+
+Verdict = Literal["qualified", "rejected", "undefined"]
+Floats = NDArray[np.float64]
+Rows = dict[str, Mapping[Any, Any]]  # of one metric, by configuration
+
+STUDY_FOLDER = "study"
+VERDICTS_FILE = f"{STUDY_FOLDER}/verdicts.json"
+# what a voter must answer to, and what it must not
+SENSITIVE: tuple[str, ...] = ("blurring",)
+ROBUST: tuple[str, ...] = ("cropping", "rotating")
+SMALLEST_SERIES = 3  # images; two correlate perfectly, whatever they show
+SMALLEST_STUDY = 2  # samples
+_NUM_RESAMPLES = 2000
+_NOISE = 1e-9  # scores that differ by less, relative to their size, are taken for equal
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What qualifies a metric; all are absolute Spearman correlations in [0, 1].
+
+    Attributes:
+        min_sensitive: with blurring, at least.
+        max_robust: with cropping and with rotating, at most.
+        max_agreement: of two metrics' scores over images; above it one is a copy of the other.
+    """
+
+    min_sensitive: float = 0.8
+    max_robust: float = 0.5
+    max_agreement: float = 0.95
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson and Spearman correlation in [-1, 1] of a series' index and its scores."""
+
+    pcc: float
+    srcc: float
+    is_monotone: bool  # strictly
+
+
+def correlate(index: ArrayLike, scores: ArrayLike) -> Correlation | None:
+    """Correlate a series (paper 000, equations 1 and 2); NaN stands for an image without a score.
+
+    None where that is undefined: fewer than three images have a score, or all the same one.
+    """
+    x, y = (np.asarray(values, np.float64) for values in (index, scores))
+    x, y = x[~np.isnan(y)], y[~np.isnan(y)]
+    if len(y) < SMALLEST_SERIES or np.ptp(y) <= _NOISE * np.abs(y).max() or np.ptp(x) == 0:
+        return None
+    steps = np.diff(y[np.argsort(x, kind="stable")])
+    is_monotone = bool((steps > 0).all() or (steps < 0).all())
+    return Correlation(_pearson(x, y), _pearson(rankdata(x), rankdata(y)), is_monotone)
+
+
+def _pearson(x: Floats, y: Floats) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    cosine = float(x @ y) / float(np.sqrt((x @ x) * (y @ y)))
+    return min(1.0, max(-1.0, cosine))
+
+
+def correlate_all(series: pd.DataFrame) -> pd.DataFrame:
+    """Correlate every series with every metric.
+
+    Args:
+        series: one row a metric and image: metric, configuration, sample, index, score (NaN
+            without).
+
+    Returns:
+        One row a metric, configuration and sample: pcc, srcc (NaN where undefined), is_monotone,
+        num_images, num_failed (images without a score), in the order of first appearance.
+    """
+    keys = ["metric", "configuration", "sample"]
+    rows = []
+    for names, group in series.groupby(keys, sort=False):
+        found = correlate(group["index"], group["score"])
+        row = dict(zip(keys, names, strict=True))
+        row |= {"num_images": len(group), "num_failed": int(group["score"].isna().sum())}
+        row |= asdict(found or Correlation(np.nan, np.nan, False))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def summarise(
+    series: pd.DataFrame, higher_is_better: Mapping[str, bool], seed: int = 0
+) -> pd.DataFrame:
+    """Average the correlations over samples, in absolute value as in the paper's Table 1.
+
+    Args:
+        series: as `correlate_all` takes it.
+        higher_is_better: of each metric.
+        seed: of the bootstrap.
+
+    Returns:
+        One row a metric and configuration: pcc and srcc (means of absolute values over the samples
+        where they are defined), each with _std (over samples, ddof 1) and _low and _high (95%
+        bootstrap interval over samples); srcc_quality, the mean of srcc with its sign, positive
+        where the metric calls images better as the index rises; pcc_of_mean and srcc_of_mean
+        (absolute correlation of the index with the mean score over samples, at those indices where
+        every sample has one); monotone_share; num_samples, num_undefined (samples without a
+        correlation), num_images and num_failed. Correlations are NaN where they are undefined, and
+        means where fewer than two samples have one.
+    """
+    correlations = correlate_all(series)
+    keys = ["metric", "configuration"]
+    curves = dict(iter(series.groupby(keys, sort=False)))
+    rows = []
+    for names, group in correlations.groupby(keys, sort=False):
+        metric, configuration = (str(name) for name in names)
+        defined = group.dropna(subset=["srcc"])
+        row: dict[str, Any] = {"metric": metric, "configuration": configuration}
+        for name in ("pcc", "srcc"):
+            row |= _average(name, defined[name].abs().to_numpy(np.float64), seed)
+        enough = len(defined) >= SMALLEST_STUDY
+        sign = 1 if higher_is_better[metric] else -1
+        row["srcc_quality"] = sign * defined["srcc"].mean() if enough else np.nan
+        row |= _correlate_mean(curves[names])
+        row["monotone_share"] = defined["is_monotone"].mean() if enough else np.nan
+        row["num_samples"] = len(defined)
+        row["num_undefined"] = len(group) - len(defined)
+        row["num_images"] = int(group["num_images"].sum())
+        row["num_failed"] = int(group["num_failed"].sum())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _average_curve(series: pd.DataFrame) -> pd.Series[float]:
+    """The mean score over samples at those indices where every sample has a score.
+
+    `series` is of one metric and configuration: sample, index, score.
+    """
+    scores = series.pivot(index="index", columns="sample", values="score")
+    return scores.dropna().mean(axis=1)
+
+
+def _correlate_mean(series: pd.DataFrame) -> dict[str, float]:
+    curve = _average_curve(series)
+    found = correlate(curve.index.to_numpy(), curve) or Correlation(np.nan, np.nan, False)
+    return {"pcc_of_mean": abs(found.pcc), "srcc_of_mean": abs(found.srcc)}
+
+
+def _average(name: str, values: Floats, seed: int) -> dict[str, float]:
+    mean = std = low = high = np.nan
+    if len(values) >= SMALLEST_STUDY:
+        mean, std = values.mean(), values.std(ddof=1)
+        chosen = np.random.default_rng(seed).integers(
+            len(values), size=(_NUM_RESAMPLES, len(values))
+        )
+        low, high = np.quantile(values[chosen].mean(axis=1), [0.025, 0.975])
+    return {name: mean, f"{name}_std": std, f"{name}_low": low, f"{name}_high": high}
+
+
+def measure_agreement(scores: pd.DataFrame, higher_is_better: Mapping[str, bool]) -> pd.DataFrame:
+    """How alike metrics rank images: Spearman's correlation of every two, of quality not of score.
+
+    Args:
+        scores: one row an image, one column a metric (NaN without a score).
+        higher_is_better: of each metric.
+
+    Returns:
+        A square table of metrics; NaN where fewer than three images have both scores, or where
+        one is constant.
+    """
+    signs = pd.Series({name: 1.0 if higher_is_better[name] else -1.0 for name in scores.columns})
+    return (scores * signs).corr("spearman", min_periods=SMALLEST_SERIES)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the study says of a metric. `rank` counts from 1 among the qualified."""
+
+    verdict: Verdict
+    reason: str
+    rank: int | None = None
+
+
+def judge_metrics(
+    table: pd.DataFrame, agreement: pd.DataFrame, thresholds: Thresholds
+) -> dict[str, Judgement]:
+    """Judge and rank every metric of `table` (what `summarise` returns).
+
+    Qualified is who follows every blurring and ignores every cropping and rotating that was
+    studied. Ranked first is whose correlation with blurring exceeds that with cropping and rotating
+    most; whoever is a copy of a better one goes behind all that are not.
+    """
+    likeness: dict[Any, dict[Any, float]] = agreement.to_dict()
+    rows: dict[str, Rows] = {}
+    for row in table.to_dict("records"):
+        rows.setdefault(row["metric"], {})[row["configuration"]] = row
+    verdicts = {metric: _judge(group, thresholds) for metric, group in rows.items()}
+    qualified = [metric for metric, (verdict, _) in verdicts.items() if verdict == "qualified"]
+    qualified.sort(key=lambda metric: -_separate(rows[metric]))
+    originals: list[str] = []
+    copies: dict[str, str] = {}
+    for metric in qualified:
+        alike = [name for name in originals if likeness[metric][name] > thresholds.max_agreement]
+        if alike:
+            copies[metric] = alike[0]
+        else:
+            originals.append(metric)
+    ranks = {metric: rank for rank, metric in enumerate([*originals, *copies], start=1)}
+    judgements = {}
+    for metric, (verdict, reasons) in verdicts.items():
+        if other := copies.get(metric):
+            value = likeness[metric][other]
+            reasons.append(f"ranks images as {other} does (SRCC {value:.2f}), so comes behind")
+        judgements[metric] = Judgement(verdict, "; ".join(reasons), ranks.get(metric))
+    return judgements
+
+
+def choose_voters(judgements: Mapping[str, Judgement], keep: int) -> tuple[str, ...]:
+    """The `keep` best-ranked of the qualified metrics."""
+    ranked = {metric: entry.rank for metric, entry in judgements.items() if entry.rank is not None}
+    return tuple(sorted(ranked, key=lambda metric: ranked[metric]))[:keep]
+
+
+def _separate(rows: Rows) -> float:
+    """How much more a metric answers to what it should than to what it should not."""
+    sensitive, robust = (
+        [rows[name]["srcc"] for name in names if name in rows] or [0.0]
+        for names in (SENSITIVE, ROBUST)
+    )
+    return float(np.mean(sensitive) - np.mean(robust))
+
+
+def _judge(rows: Rows, thresholds: Thresholds) -> tuple[Verdict, list[str]]:
+    """A metric's verdict and the reasons, from its rows by configuration."""
+    failed: list[str] = []
+    passed: list[str] = []
+    undefined: list[str] = []
+    for name in (*SENSITIVE, *ROBUST):
+        if name not in rows:
+            (undefined if name in SENSITIVE else passed).append(f"{name} was not studied")
+        elif np.isnan(rows[name]["srcc"]):
+            undefined.append(_explain_undefined(name, rows[name]))
+        else:
+            reason, is_good = _compare(name, rows[name], thresholds)
+            (passed if is_good else failed).append(reason)
+    notes = [*_warn(rows, thresholds), *(note for name in rows for note in _note(name, rows[name]))]
+    if failed:
+        return "rejected", [*failed, *undefined, *notes]
+    if undefined:
+        return "undefined", [*undefined, *notes]
+    return "qualified", [*passed, *notes]
+
+
+def _compare(name: str, row: Mapping[Any, Any], thresholds: Thresholds) -> tuple[str, bool]:
+    value, quality = row["srcc"], row["srcc_quality"]
+    if name in ROBUST:
+        limit = thresholds.max_robust
+        is_good = value <= limit
+        sign = "≤" if is_good else "above"
+    else:
+        limit = thresholds.min_sensitive
+        is_good = value >= limit
+        sign = "≥" if is_good else "below"
+        if is_good and -quality < limit:
+            signed = f"{quality:+.2f} with its sign: quality does not fall throughout"
+            return f"{name} SRCC {value:.3f}, but {signed}", False
+    return f"{name} SRCC {value:.3f} ({sign} {limit:g})", is_good
+
+
+def _explain_undefined(name: str, row: Mapping[Any, Any]) -> str:
+    if row["num_failed"] == row["num_images"]:
+        return f"no image of the {name} series has a score"
+    why = "constant scores, or too few"
+    return f"the correlation with {name} is undefined for {row['num_undefined']} samples ({why})"
+
+
+def _warn(rows: Rows, thresholds: Thresholds) -> Sequence[str]:
+    """The damage that a metric takes for quality."""
+    wrong = [
+        f"{name} (SRCC {row['srcc_quality']:+.2f})"
+        for name, row in rows.items()
+        if name not in (*SENSITIVE, *ROBUST) and row["srcc_quality"] > thresholds.max_robust
+    ]
+    if not wrong:
+        return []
+    return [f"not to be trusted where these occur, since it rises with them: {', '.join(wrong)}"]
+
+
+def _note(name: str, row: Mapping[Any, Any]) -> Sequence[str]:
+    """What is missing of a metric's series under one configuration."""
+    notes = []
+    if not np.isnan(row["srcc"]) and row["num_undefined"]:
+        notes.append(f"{name}: undefined for {row['num_undefined']} samples, left out")
+    if not np.isnan(row["srcc"]) and row["num_failed"]:
+        notes.append(f"{name}: {row['num_failed']} of {row['num_images']} images have no score")
+    return notes

@@ -1,0 +1,332 @@
+"""The job `study`: make or read series of images, score them, and judge the metrics by them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from iqa_ray import cluster
+from iqa_ray.capacity import Resources
+from iqa_ray.config import make_job, positional
+from iqa_ray.decoding import ImageError
+from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.files import write_bytes
+from iqa_ray.images import list_images, relative_name
+from iqa_ray.progress import Progress, log
+from iqa_ray.report.figures import draw_series
+from iqa_ray.score_job import ScoreJob, ScoringJob
+from iqa_ray.scores import find_spec, read_scores
+from iqa_ray.scoring import run_score
+from iqa_ray.selection.series import (
+    SERIES_VERSION,
+    Sample,
+    SeriesMaker,
+    load_sample,
+    read_series,
+)
+from iqa_ray.selection.study import (
+    ROBUST,
+    SENSITIVE,
+    SMALLEST_STUDY,
+    STUDY_FOLDER,
+    VERDICTS_FILE,
+    Thresholds,
+    choose_voters,
+    judge_metrics,
+    measure_agreement,
+    summarise,
+)
+from iqa_ray.store import Workspace, make_fingerprints
+
+TABLE_FILE = f"{STUDY_FOLDER}/table.parquet"
+SCORES_FILE = f"{STUDY_FOLDER}/series_scores.parquet"
+AGREEMENT_FILE = f"{STUDY_FOLDER}/agreement.parquet"
+FIGURE_FILE = f"{STUDY_FOLDER}/series.png"
+_SERIES_FILE = f"{STUDY_FOLDER}/series.parquet"
+_MANIFEST_FILE = f"{STUDY_FOLDER}/manifest.parquet"
+_SMALLEST_SIDE = 20  # so that each of ten crops takes at least a row and a column away
+
+
+class StudyJob(ScoringJob):
+    """Find out which metrics answer to blur and not to cropping and rotation.
+
+    Series of images are made from samples (or listed in --series) and scored; metrics qualify by
+    how their scores correlate with the index.
+    """
+
+    images: str | None = positional(
+        "folder, manifest (.csv, .parquet) or URI of sharp images to draw samples from",
+        "IMAGES",
+        default=None,
+    )
+    series: str | None = Field(
+        default=None,
+        description="study these series instead: CSV or Parquet with path, sample, index, "
+        "configuration (cropping, rotating, blurring, or names of your own)",
+        json_schema_extra={"metavar": "MANIFEST"},
+    )
+    num_samples: int = Field(
+        default=14, ge=SMALLEST_STUDY, description="images to make series of, drawn at random"
+    )
+    image_size: int = Field(
+        default=1024,
+        ge=_SMALLEST_SIDE,
+        description="pixels: samples whose longer side has more are shrunk to that first",
+    )
+    min_srcc: float = Field(
+        default=Thresholds.min_sensitive,
+        ge=0,
+        le=1,
+        description="correlation (SRCC) with blurring that a metric needs to qualify",
+    )
+    max_srcc: float = Field(
+        default=Thresholds.max_robust,
+        ge=0,
+        le=1,
+        description="correlation (SRCC) with cropping and with rotating that it may have",
+    )
+    max_agreement: float = Field(
+        default=Thresholds.max_agreement,
+        ge=0,
+        le=1,
+        description="metrics whose scores agree more (SRCC over images) count as copies",
+    )
+    keep: int = Field(default=3, ge=1, description="how many of the best become voters")
+    seed: int = Field(default=0, ge=0, description="seed of samples, noise and bootstrap")
+
+    @model_validator(mode="after")
+    def _check_source(self) -> StudyJob:
+        if (self.images is None) == (self.series is None):
+            raise ValueError("give either IMAGES or --series MANIFEST")
+        return self
+
+
+def run_study(job: StudyJob) -> dict[str, Any]:
+    """Make series unless they are given, score them, judge the metrics, and write `WS/study/`.
+
+    Returns the run's summary: verdicts, voters, and the rows of the table.
+
+    Raises:
+        UsageError: unusable images or series, or fewer than two samples.
+        IncompleteError: some series could not be made or scored; the next run goes on.
+    """
+    start_s = time.monotonic()
+    workspace = Workspace(job.workspace)
+    workspace.prepare()
+    workspace.record_config("study", job)
+    if job.series is not None:
+        series = _score_series(workspace, read_series(job.series), job)
+    else:
+        series = _make_and_score(workspace, job)
+    scored_in = _nested(workspace)
+    directions = {name: find_spec(scored_in, name).higher_is_better for name in job.metrics}
+    table = summarise(series, directions, job.seed)
+    pixels = series.drop_duplicates(["metric", "path"])
+    scores = pixels.pivot(index="path", columns="metric", values="score")[list(job.metrics)]
+    agreement = measure_agreement(scores, directions)
+    thresholds = Thresholds(job.min_srcc, job.max_srcc, job.max_agreement)
+    judgements = judge_metrics(table, agreement, thresholds)
+    voters = choose_voters(judgements, job.keep)
+    for name in ("verdict", "reason"):
+        table[name] = [getattr(judgements[metric], name) for metric in table["metric"]]
+    _write_tables(workspace, series, table, agreement)
+    verdicts = {name: asdict(entry) for name, entry in judgements.items()}
+    workspace.write_json(
+        VERDICTS_FILE, {"thresholds": asdict(thresholds), "voters": voters, "metrics": verdicts}
+    )
+    return {
+        "num_samples": int(series["sample"].nunique()),
+        "num_images": len(scores),
+        "num_failed": int(scores.isna().any(axis=1).sum()),
+        "voters": list(voters),
+        "metrics": verdicts,
+        "table": _without_nan(table.drop(columns=["verdict", "reason"])).to_dict("records"),
+        "agreement": _without_nan(agreement).to_dict(),
+        "seconds": round(time.monotonic() - start_s, 3),
+        "workspace": str(workspace),
+    }
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Series to be made: of these samples, whose data set's URI has these options."""
+
+    samples: list[Sample]
+    options: str
+    key: str
+
+
+def _plan_series(workspace: Workspace, job: StudyJob) -> _Plan:
+    """Draw samples that can be read and are large enough.
+
+    Raises:
+        UsageError: there are fewer than two.
+    """
+    assert job.images is not None
+    listing = list_images(job.images, exclude=[workspace.location])
+    options = listing.root.options
+    rows, num_unusable = [], 0
+    for row in np.random.default_rng(job.seed).permutation(listing.table.num_rows):
+        path = str(listing.table.column("path")[int(row)])
+        try:
+            image = load_sample(path, options, job.max_pixels, job.image_size)
+        except ImageError:
+            num_unusable += 1
+            continue
+        if min(image.shape[:2]) < _SMALLEST_SIDE:
+            num_unusable += 1
+            continue
+        rows.append(int(row))
+        if len(rows) == job.num_samples:
+            break
+    if num_unusable:
+        log(
+            f"{num_unusable:,} images are no samples: unreadable, over --max-pixels, or a side has "
+            f"fewer than {_SMALLEST_SIDE} pixels, too few to crop ten times"
+        )
+    if len(rows) < SMALLEST_STUDY:
+        raise UsageError(
+            f"{job.images}: a study needs at least {SMALLEST_STUDY} usable images, and there are "
+            f"{len(rows)}"
+        )
+    if len(rows) < job.num_samples:
+        log(f"only {len(rows)} samples, not {job.num_samples}: there are no more usable images")
+    table = listing.table.take(sorted(rows))
+    samples = [
+        Sample(row["image_id"], relative_name(row["path"], listing.root), row["path"])
+        for row in table.to_pylist()
+    ]
+    settings = json.dumps([SERIES_VERSION, job.image_size, job.max_pixels, job.seed])
+    key = hashlib.blake2b(make_fingerprints(table, settings).tobytes(), digest_size=10).hexdigest()
+    return _Plan(samples, options, key)
+
+
+def _make_and_score(workspace: Workspace, job: StudyJob) -> pd.DataFrame:
+    plan = _plan_series(workspace, job)
+    record = workspace.read_record(_SERIES_FILE) or {}
+    if record.get("key") == plan.key:
+        made = workspace.read_table(_SERIES_FILE, "study IMAGES").to_pandas()
+        return _score_series(workspace, made, job)
+    with cluster.connect(job.address):
+        log(f"making series of {len(plan.samples)} samples")
+        made = _make_series(workspace, plan, job)
+        table = pa.Table.from_pandas(made, preserve_index=False)
+        workspace.write_table(_SERIES_FILE, table, {"key": plan.key})
+        return _score_series(workspace, made, job)
+
+
+def _make_series(workspace: Workspace, plan: _Plan, job: StudyJob) -> pd.DataFrame:
+    folder = str(workspace.location / f"{STUDY_FOLDER}/series/{plan.key}")
+    make = partial(SeriesMaker, folder, plan.options, job.max_pixels, job.image_size, job.seed)
+    resources = Resources(num_cpus=job.cpus_per_actor)
+    num_actors = cluster.count_actors(job.num_actors, resources, len(plan.samples))
+    rows: dict[int, list[dict[str, Any]]] = {}
+    with Progress(len(plan.samples), "series", "samples") as progress:
+
+        def collect(_: int, index: int, made: list[dict[str, Any]]) -> None:
+            rows[index] = made
+            progress.update(1)
+
+        failures = cluster.run_shards(
+            [cluster.Pool(make, plan.samples, num_actors, resources)], collect
+        )
+    if failures:
+        first = failures[0]
+        raise IncompleteError(
+            f"no series of {len(failures)} samples, such as {plan.samples[first.index].path!r}: "
+            f"{first.reason}; run the same command again"
+        )
+    return pd.DataFrame([row for index in sorted(rows) for row in rows[index]])
+
+
+def _nested(workspace: Workspace) -> Workspace:
+    """The workspace of the series' own scores."""
+    return Workspace(str(workspace.location / STUDY_FOLDER))
+
+
+def _score_series(workspace: Workspace, series: pd.DataFrame, job: StudyJob) -> pd.DataFrame:
+    """Score the images as `score` does; one row a metric and image of a series."""
+    paths = series[["path"]].drop_duplicates()  # a sample may begin several of its series
+    workspace.write_table(_MANIFEST_FILE, pa.Table.from_pandas(paths, preserve_index=False))
+    scored_in = _nested(workspace)
+    settings = {name: getattr(job, name) for name in ScoringJob.model_fields}
+    settings |= {"images": str(workspace.location / _MANIFEST_FILE), "workspace": str(scored_in)}
+    run_score(make_job(ScoreJob, {**settings, "labels": "none"}))
+    frames = []
+    for name in job.metrics:
+        scores = read_scores(scored_in, name).select(["path", "score", "status", "error"])
+        frame = series.merge(scores.to_pandas(), on="path", how="left", validate="many_to_one")
+        frames.append(frame.assign(metric=name))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _write_tables(
+    workspace: Workspace, series: pd.DataFrame, table: pd.DataFrame, agreement: pd.DataFrame
+) -> None:
+    files = {TABLE_FILE: table, SCORES_FILE: series, AGREEMENT_FILE: agreement.reset_index()}
+    for name, frame in files.items():
+        workspace.write_table(name, pa.Table.from_pandas(frame, preserve_index=False))
+    write_bytes(workspace.location / FIGURE_FILE, draw_series(series))
+
+
+def _without_nan(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.astype(object).where(frame.notna(), None)
+
+
+def describe_study(summary: dict[str, Any]) -> str:
+    """The study laid out as the paper's Table 1, and the verdicts, for people."""
+    metrics = list(summary["metrics"])
+    rows = {(row["configuration"], row["metric"]): row for row in summary["table"]}
+    configurations = list(dict.fromkeys(row["configuration"] for row in summary["table"]))
+    lines = [f"{'configuration':14} {'':6}" + "".join(f" {name:>12}" for name in metrics)]
+    for configuration in configurations:
+        for name in ("pcc", "srcc"):
+            cells = [rows.get((configuration, metric), {}) for metric in metrics]
+            lines.append(_show_row(configuration if name == "pcc" else "", name, cells))
+    best = "" if len(metrics) == 1 else ", * the best of a row"
+    lines += [
+        f"mean of the absolute correlations over {summary['num_samples']} samples ± their standard "
+        f"deviation{best}",
+        "",
+    ]
+    for metric in metrics:
+        entry = summary["metrics"][metric]
+        rank = f" {entry['rank']}" if entry["rank"] else ""
+        lines.append(f"{metric:10} {entry['verdict'] + rank:12} {entry['reason']}")
+    voters = ", ".join(summary["voters"]) or "none: no metric qualified"
+    lines += [
+        "",
+        f"voters: {voters}",
+        f"written: {summary['workspace']}/{TABLE_FILE}, {FIGURE_FILE} and others "
+        f"({summary['num_images']:,} images, {summary['seconds']:.1f} s)",
+    ]
+    return "\n".join(lines)
+
+
+def _show_row(label: str, name: str, cells: list[dict[str, Any]]) -> str:
+    values = [cell.get(name) for cell in cells]
+    configuration = next(cell["configuration"] for cell in cells if cell)
+    arrow, choose = " ", None
+    if configuration in SENSITIVE:
+        arrow, choose = "↑", max
+    elif configuration in ROBUST:
+        arrow, choose = "↓", min
+    known = [round(value, 3) for value in values if value is not None]
+    best = choose(known) if choose and len(known) > 1 else None
+    text = f"{label:14} {name.upper() + arrow:6}"
+    for value, cell in zip(values, cells, strict=True):
+        if value is None:
+            text += f" {'undefined':>12}"
+        else:
+            mark = "*" if round(value, 3) == best else " "
+            text += f" {value:.3f}±{cell[name + '_std']:.2f}{mark}".rjust(13)
+    return text.rstrip()

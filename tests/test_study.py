@@ -1,0 +1,248 @@
+"""Which metrics can be trusted: correlations, verdicts and ranks on series made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from iqa_ray.selection import study
+from iqa_ray.selection.study import Thresholds, correlate, judge_metrics
+
+TEN = np.arange(10)
+
+
+def make_series(metric, configuration, lines):
+    """Long rows of one metric and configuration: one line of scores a sample."""
+    return pd.DataFrame(
+        [
+            (metric, configuration, f"s{number}", index, score)
+            for number, line in enumerate(lines)
+            for index, score in enumerate(line)
+        ],
+        columns=["metric", "configuration", "sample", "index", "score"],
+    )
+
+
+def judge(*series, higher=True, thresholds=None, agreement=None):
+    frame = pd.concat(series)
+    metrics = list(frame["metric"].unique())
+    directions = dict.fromkeys(metrics, higher) if isinstance(higher, bool) else higher
+    table = study.summarise(frame, directions)
+    if agreement is None:
+        agreement = pd.DataFrame(np.eye(len(metrics)), metrics, metrics)
+    return judge_metrics(table, agreement, thresholds or Thresholds())
+
+
+FALLING = [np.arange(10)[::-1] + number for number in range(3)]
+UNMOVED = [[5, 7, 4, 6, 5, 6, 4, 7, 5, 6.0]] * 3
+
+
+def good(metric="m"):
+    return [
+        make_series(metric, "cropping", UNMOVED),
+        make_series(metric, "rotating", UNMOVED),
+        make_series(metric, "blurring", FALLING),
+    ]
+
+
+# --- correlations -----------------------------------------------------------------------------
+
+
+def test_correlations_by_hand():
+    # x = 0..3, y = 1, 3, 2, 4: covariance 1.25 · 4/3 …: Σ(x−x̄)(y−ȳ) = 4, Σ(x−x̄)² = Σ(y−ȳ)² = 5
+    found = correlate([0, 1, 2, 3], [1, 3, 2, 4])
+    assert found.pcc == pytest.approx(0.8, abs=1e-12)
+    assert found.srcc == pytest.approx(0.8, abs=1e-12)
+    assert not found.is_monotone
+    # squares: ranks agree, values less: 1 − 0.0392…
+    found = correlate(TEN, -(TEN**2.0))
+    assert found.srcc == -1
+    assert found.pcc == pytest.approx(-0.9626907371, abs=1e-9)
+    assert found.is_monotone
+
+
+def test_ties_share_their_rank():
+    # ranks of y: 1.5 1.5 3 4; Σ(rx−2.5)(ry−2.5) = 4.5, Σ(rx−2.5)² = 5, Σ(ry−2.5)² = 4.5
+    found = correlate([0, 1, 2, 3], [1, 1, 2, 3])
+    assert found.srcc == pytest.approx(4.5 / np.sqrt(5 * 4.5), abs=1e-12)
+    assert not found.is_monotone
+
+
+def test_the_order_of_rows_does_not_matter():
+    index = np.array([3, 0, 2, 1])
+    assert correlate(index, 10.0 - index).is_monotone
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [[2.0] * 10, [1e6 + 1e-5 * (n % 2) for n in range(10)], [np.nan] * 8 + [1, 2], [np.nan] * 10],
+)
+def test_undefined_correlations_are_none(scores):
+    assert correlate(TEN, scores) is None
+
+
+def test_missing_scores_are_left_out():
+    scores = [0, 1, np.nan, 3, 4, np.nan, 6, 7, 8, 9]
+    assert correlate(TEN, scores).srcc == 1
+
+
+def test_summary_is_that_of_table_1():
+    """|r| of every sample, averaged; two samples of correlations 1 and −0.8."""
+    lines = [[0, 1, 2, 3], [4, 2, 3, 1]]
+    table = study.summarise(make_series("m", "blurring", lines), {"m": False})
+    (row,) = table.to_dict("records")
+    assert row["srcc"] == row["pcc"] == pytest.approx(0.9)
+    assert row["srcc_std"] == pytest.approx(np.std([1, 0.8], ddof=1))
+    assert row["srcc_quality"] == pytest.approx(-0.1)  # lower is better, so 1 and −0.8 change sign
+    assert row["monotone_share"] == 0.5
+    # the means are 2, 1.5, 2.5, 2: Σ(x−x̄)(y−ȳ) = 0.5, Σ(x−x̄)² = 5, Σ(y−ȳ)² = 0.5
+    assert row["pcc_of_mean"] == pytest.approx(0.5 / np.sqrt(2.5))
+    assert row["srcc_of_mean"] == pytest.approx(1.5 / np.sqrt(5 * 4.5))
+    # resamples of two values: (1, 1), (1, 0.8), (0.8, 0.8)
+    assert (row["srcc_low"], row["srcc_high"]) == pytest.approx((0.8, 1.0))
+    assert (row["num_samples"], row["num_undefined"], row["num_failed"]) == (2, 0, 0)
+
+
+def test_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        values = rng.beta(4, 2, 30)
+        row = study._average("srcc", values, seed=1)
+        covered += row["srcc_low"] <= 4 / 6 <= row["srcc_high"]
+    assert 0.89 <= covered / 200 <= 0.985  # 95% less what a bootstrap of 30 lacks; ±2.6 s.e.
+
+
+def test_constant_series_are_counted_and_never_zero_or_nan_in_words():
+    series = make_series("m", "blurring", [[1.0] * 10] * 3)
+    table = study.summarise(series, {"m": True})
+    assert np.isnan(table["srcc"][0])
+    assert (table["num_samples"][0], table["num_undefined"][0]) == (0, 3)
+    verdict = judge(series)["m"]
+    assert verdict.verdict == "undefined"
+    assert "undefined for 3 samples" in verdict.reason
+    assert "nan" not in verdict.reason.lower()
+
+
+def test_one_constant_series_is_left_out_and_said():
+    blurring = make_series("m", "blurring", [*FALLING, [3.0] * 10])
+    verdict = judge(*good()[:2], blurring)["m"]
+    assert verdict.verdict == "qualified"
+    assert "blurring: undefined for 1 samples, left out" in verdict.reason
+
+
+# --- verdicts ---------------------------------------------------------------------------------
+
+
+def test_a_good_metric_qualifies_and_says_why():
+    verdict = judge(*good())["m"]
+    assert (verdict.verdict, verdict.rank) == ("qualified", 1)
+    assert "blurring SRCC 1.000 (≥ 0.8)" in verdict.reason
+    assert "cropping SRCC 0.0" in verdict.reason
+
+
+def test_a_metric_that_follows_cropping_is_rejected():
+    verdict = judge(good()[1], good()[2], make_series("m", "cropping", FALLING))["m"]
+    assert (verdict.verdict, verdict.rank) == ("rejected", None)
+    assert verdict.reason.startswith("cropping SRCC 1.000 (above 0.5)")
+
+
+def test_a_metric_that_ignores_blur_is_rejected():
+    verdict = judge(*good()[:2], make_series("m", "blurring", UNMOVED))["m"]
+    assert verdict.verdict == "rejected"
+    assert "(below 0.8)" in verdict.reason
+
+
+def test_a_metric_that_rises_with_blur_is_rejected():
+    verdict = judge(*good(), higher=False)["m"]
+    assert verdict.verdict == "rejected"
+    assert "blurring SRCC 1.000, but +1.00 with its sign: quality does not fall" in verdict.reason
+    mixed = [FALLING[0], FALLING[0][::-1], FALLING[1]]
+    assert judge(*good()[:2], make_series("m", "blurring", mixed))["m"].verdict == "rejected"
+
+
+def test_thresholds_are_inclusive_and_settable():
+    # correlation 0.8 exactly, by hand above
+    blurring = make_series("m", "blurring", [[4, 2, 3, 1]] * 3)
+    assert judge(*good()[:2], blurring)["m"].verdict == "qualified"
+    strict = Thresholds(min_sensitive=0.81)
+    assert judge(*good()[:2], blurring, thresholds=strict)["m"].verdict == "rejected"
+
+
+def test_rising_with_noise_is_said():
+    noise = make_series("m", "noise", [line[::-1] for line in FALLING])
+    verdict = judge(*good(), noise)["m"]
+    assert verdict.verdict == "qualified"
+    assert "not to be trusted where these occur, since it rises with them" in verdict.reason
+    assert verdict.reason.endswith("noise (SRCC +1.00)")
+
+
+def test_configurations_that_were_not_studied():
+    verdict = judge(good()[2])["m"]
+    assert verdict.verdict == "qualified"
+    assert "cropping was not studied" in verdict.reason
+    verdict = judge(*good()[:2])["m"]
+    assert verdict.verdict == "undefined"
+    assert "blurring was not studied" in verdict.reason
+
+
+def test_failures_on_part_of_a_series_are_said():
+    lines = [np.where(TEN > 7, np.nan, line) for line in UNMOVED]
+    verdict = judge(make_series("m", "cropping", lines), *good()[1:])["m"]
+    assert verdict.verdict == "qualified"
+    assert "cropping: 6 of 30 images have no score" in verdict.reason
+    nothing = make_series("m", "cropping", [[np.nan] * 10] * 3)
+    verdict = judge(nothing, *good()[1:])["m"]
+    assert verdict.verdict == "undefined"
+    assert "no image of the cropping series has a score" in verdict.reason
+
+
+def test_ranks_put_copies_behind_and_voters_are_the_best():
+    rising = np.linspace(0, 1, 10)
+    worse = [UNMOVED[0] + rising] * 3  # follows cropping a little
+    metrics = {"a": UNMOVED, "b": UNMOVED, "c": worse, "d": FALLING}
+    series = []
+    for name, cropping in metrics.items():
+        series += [make_series(name, "cropping", cropping), *good(name)[1:]]
+    names = list(metrics)
+    agreement = pd.DataFrame(np.full((4, 4), 0.5), names, names)
+    agreement.loc["a", "b"] = agreement.loc["b", "a"] = 0.99
+    judgements = judge(*series, agreement=agreement)
+    assert {name: entry.rank for name, entry in judgements.items()} == {
+        "a": 1, "c": 2, "b": 3, "d": None,
+    }  # fmt: skip
+    assert "ranks images as a does (SRCC 0.99)" in judgements["b"].reason
+    assert study.choose_voters(judgements, 2) == ("a", "c")
+    assert study.choose_voters(judgements, 9) == ("a", "c", "b")
+
+
+def test_the_papers_table_1_under_the_default_thresholds():
+    """SRCC of Table 1: the paper votes with LAPM, WAVS and MUSIQ, though MUSIQ follows cropping."""
+    names = ["lapv", "lapm", "wavs", "brisque", "niqe", "musiq", "maniqa", "hyperiqa"]
+    srcc = {
+        "cropping": [0.358, 0.152, 0.164, 0.406, 0.969, 0.952, 0.927, 0.333],
+        "rotating": [0.486, 0.486, 0.086, 0.200, 0.200, 0.143, 0.200, 0.314],
+        "blurring": [1.000, 0.996, 0.973, 0.965, 0.165, 0.885, 0.626, 0.194],
+    }
+    rows = [
+        {
+            "metric": name, "configuration": configuration, "srcc": value, "srcc_quality": -value,
+            "num_undefined": 0, "num_failed": 0, "num_images": 140,
+        }
+        for configuration, values in srcc.items()
+        for name, value in zip(names, values, strict=True)
+    ]  # fmt: skip
+    judgements = judge_metrics(
+        pd.DataFrame(rows), pd.DataFrame(np.eye(8), names, names), Thresholds()
+    )
+    qualified = {name for name, entry in judgements.items() if entry.verdict == "qualified"}
+    assert qualified == {"lapv", "lapm", "wavs", "brisque"}
+    assert study.choose_voters(judgements, 3) == ("wavs", "lapm", "brisque")
+
+
+def test_agreement_is_of_quality():
+    scores = pd.DataFrame({"a": [1, 2, 3, 4.0], "b": [9, 7, 5, np.nan], "c": [1.0] * 4})
+    agreement = study.measure_agreement(scores, {"a": True, "b": False, "c": True})
+    assert agreement.loc["a", "b"] == 1
+    assert np.isnan(agreement.loc["a", "c"])
