@@ -75,10 +75,26 @@ COMMANDS = {
         "iqa-ray select --workspace ws\n"
         "iqa-ray select --workspace ws --metrics lapm,wavs,niqe --rule any --link kept",
     ),
+    "compare": Command(
+        "iqa_ray.studies.compare_quality", "CompareJob", "run_compare", "describe_compare",
+        "does training on the selected images beat training on all? five seeds each",
+        "iqa-ray compare --workspace ws\n"
+        "iqa-ray compare --workspace ws --backbones efficientnet_lite0 --freeze-backbone\n"
+        "iqa-ray compare --workspace ws --backbones resnet18 --weights none --epochs 10 "
+        "--seeds 0,1,2",
+    ),
+    "vary": Command(
+        "iqa_ray.studies.vary_quality", "VaryJob", "run_vary", "describe_vary",
+        "how much of the lowest quality is worth removing?",
+        "iqa-ray vary --workspace ws\n"
+        "iqa-ray vary --workspace ws --backbone efficientnet_lite0 --freeze-backbone "
+        "--removed 0,25,50",
+    ),
     "weights": Command(
         "iqa_ray.weights_jobs", "WeightsJob", "run_weights", "describe_weights",
-        "fetch the files of deep metrics, or verify them",
+        "fetch the files of deep metrics and of classifiers, or verify them",
         "iqa-ray weights pull --to /nfs/weights\n"
+        "iqa-ray weights pull --backbones resnet18,resnet34,alexnet,vgg19 --to /nfs/weights\n"
         "iqa-ray weights pull --metrics topiq_nr,clipiqa --to s3://bucket/weights\n"
         "iqa-ray weights check --from /nfs/weights",
     ),

@@ -94,7 +94,7 @@ def count_actors(asked: int | None, resources: Resources, num_shards: int) -> in
     """
     if asked is None:
         check_room(resources)
-    room = sum(_room_on(node, resources) for node in list_nodes())
+    room = sum(room_on(node, resources) for node in list_nodes())
     return max(1, min(asked or room, num_shards))
 
 
@@ -105,7 +105,7 @@ def check_room(resources: Resources) -> None:
         IncompleteError: it has not.
     """
     nodes = list_nodes()
-    if len(nodes) == 1 and not _room_on(nodes[0], resources):
+    if len(nodes) == 1 and not room_on(nodes[0], resources):
         have = f"{nodes[0].get('CPU', 0):g} CPUs and {nodes[0].get('GPU', 0):g} GPUs"
         raise IncompleteError(
             f"an actor needs {resources.num_cpus:g} CPUs and {resources.num_gpus:g} GPUs, but this "
@@ -139,7 +139,14 @@ def plan_single_worker() -> Resources:
     return Resources(num_cpus=float(max(1, int(share))), num_gpus=1.0 if with_gpu else 0.0)
 
 
-def _room_on(node: dict[str, float], resources: Resources) -> int:
+def list_nodes_with_room(resources: Resources) -> list[str]:
+    """The ids of those nodes that could hold an actor with such resources."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return [node["NodeID"] for node in nodes if room_on(node["Resources"], resources)]
+
+
+def room_on(node: dict[str, float], resources: Resources) -> int:
+    """How many actors with such resources a node with these has room for."""
     limits = [
         node.get(name, 0.0) / need
         for name, need in (("CPU", resources.num_cpus), ("GPU", resources.num_gpus))

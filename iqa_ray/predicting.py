@@ -7,7 +7,7 @@ import json
 import time
 from dataclasses import asdict, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,6 @@ from pydantic import Field, model_validator
 
 from iqa_ray import cluster
 from iqa_ray.capacity import Resources
-from iqa_ray.config import WorkspaceJob
 from iqa_ray.decoding import DEFAULT_MAX_PIXELS, hash_content
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import locate, read_bytes, write_bytes
@@ -25,17 +24,15 @@ from iqa_ray.images import LabelMode, list_images
 from iqa_ray.predictions import PREDICTIONS_FILE, import_predictions, judge_predictions
 from iqa_ray.progress import LINE_INTERVAL_S, Progress, log
 from iqa_ray.store import Fingerprints, Workspace, find_missing, make_fingerprints
+from iqa_ray.train_job import BackboneName, TrainingJob
 
 if TYPE_CHECKING:
     from iqa_ray.training.loop import Recipe
 
 _SHARD_SIZE = 64
-BackboneName = Literal[
-    "resnet34", "resnet18", "alexnet", "vgg19", "efficientnet_lite0", "simplenet"
-]
 
 
-class PredictJob(WorkspaceJob):
+class PredictJob(TrainingJob):
     """Get a prediction for every scored image: import them, or train a classifier and apply it."""
 
     predictions: str | None = Field(
@@ -56,16 +53,6 @@ class PredictJob(WorkspaceJob):
     )
     labels: LabelMode = Field(
         default="parent", description="where labels of --train-images come from: parent, top"
-    )
-    weights: str = Field(
-        default="imagenet", description="initial weights: imagenet, none or a file"
-    )
-    epochs: int = Field(default=40, ge=1, description="passes over the training images")
-    image_size: int = Field(default=224, ge=16, description="pixels a side that the network sees")
-    batch_size: int = Field(default=32, ge=1, description="images a training step")
-    lr: float = Field(default=1e-4, gt=0, description="learning rate of Adam")
-    freeze_backbone: bool = Field(
-        default=False, description="compute features once and train only a linear head"
     )
     seed: int = Field(default=0, ge=0, description="seed of training and of a random --split")
     num_actors: int | None = Field(
@@ -171,7 +158,7 @@ def _make_recipe(job: PredictJob) -> Recipe:
 
 def _describe_recipe(job: PredictJob, training: pa.Table) -> str:
     """Everything that decides what a classifier becomes, but the images themselves."""
-    from iqa_ray.training.backbones import find_weights
+    from iqa_ray.training.initial_weights import find_weights
 
     assert job.backbone is not None
     weights = find_weights(job.backbone, job.weights)
@@ -288,14 +275,14 @@ class ShardPredictor:
 
     def __call__(self, shard: tuple[pa.Table, Fingerprints]) -> int:
         """Returns the number of images."""
-        from iqa_ray.training import loop
+        from iqa_ray.training import loop, pixels
 
         images, fingerprints = shard
         paths = images.column("path").to_pylist()
-        pixels, readable = loop.load_pixels(
+        loaded, readable = pixels.load_pixels(
             paths, self._image_size, self._max_pixels, self._options, num_threads=2
         )
-        chances = loop.predict_probabilities(self._model, pixels)
+        chances = loop.predict_probabilities(self._model, loaded)
         names = np.array(self._classes, dtype=object)[chances.argmax(1)]
         columns = {
             "image_id": images.column("image_id"),

@@ -1,4 +1,4 @@
-"""The job `weights`: get the files of deep metrics, or verify them."""
+"""The job `weights`: get the files of deep metrics and of backbones, or verify them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from iqa_ray.config import Job, positional
 from iqa_ray.files import locate
 from iqa_ray.metrics.pulling import check_weights, pull_weights
 from iqa_ray.metrics.spec import DEEP_METRICS, get_spec
-from iqa_ray.metrics.weights import LOCK_FILE
+from iqa_ray.training.initial_weights import pull_backbones
 
 
 class WeightsJob(Job):
@@ -19,8 +19,12 @@ class WeightsJob(Job):
     action: Literal["pull", "check"] = positional("pull: fetch; check: verify", "pull|check")
     metrics: tuple[str, ...] = Field(
         default=(),
-        description="metrics, separated by commas (default: musiq,maniqa,hyperiqa for pull, all of "
-        "the folder's for check)",
+        description="metrics, separated by commas (default: musiq,maniqa,hyperiqa for pull without "
+        "--backbones, all of the folder's for check)",
+    )
+    backbones: tuple[str, ...] = Field(
+        default=(),
+        description="for pull: ImageNet weights of classifiers, such as resnet18,alexnet,vgg19",
     )
     to: str | None = Field(
         default=None,
@@ -47,6 +51,10 @@ class WeightsJob(Job):
             raise ValueError("pull needs --to DIR (and no --from)")
         if self.action == "check" and (self.from_ is None or self.to is not None):
             raise ValueError("check needs --from DIR (and no --to)")
+        if self.action == "check" and self.backbones:
+            raise ValueError(
+                "--backbones is for pull: their files are verified whenever they are used"
+            )
         return self
 
 
@@ -59,9 +67,10 @@ def run_weights(job: WeightsJob) -> dict[str, Any]:
     if job.action == "pull":
         assert job.to is not None
         folder = locate(job.to)
-        names = job.metrics or DEEP_METRICS
-        lock = pull_weights(names, folder)
-        metrics = {name: [lock.files[file] for file in lock.metrics[name]] for name in names}
+        metrics = pull_backbones(job.backbones, folder)
+        if names := job.metrics or (() if job.backbones else DEEP_METRICS):
+            lock = pull_weights(names, folder)
+            metrics |= {name: [lock.files[file] for file in lock.metrics[name]] for name in names}
     else:
         assert job.from_ is not None
         folder = locate(job.from_)
@@ -87,5 +96,5 @@ def describe_weights(summary: dict[str, Any]) -> str:
         lines += [
             f"  {file['name']}  {file['bytes']:,} bytes  {file['sha256'][:16]}…" for file in files
         ]
-    what = f"written: {LOCK_FILE} in" if summary["action"] == "pull" else "all sound, in"
+    what = "written: all in" if summary["action"] == "pull" else "all sound, in"
     return "\n".join([*lines, f"{what} {summary['folder']}"])

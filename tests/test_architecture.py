@@ -19,23 +19,24 @@ LAYERS = [
     ["store"],
     ["metrics", "distortions", "data.dotcodes"],
     ["capacity", "reading", "scores"],
-    ["cluster", "shards", "score_job"],
-    ["deep_shards", "weights_jobs"],
+    ["cluster", "shards", "score_job", "train_job"],
+    ["deep_shards", "training.initial_weights"],
     ["spreading", "predictions", "holdout", "data.jobs"],
-    ["scoring", "report.figures"],
+    ["scoring", "report.figures", "weights_jobs"],
     ["selection.cutoffs", "selection.study", "training.backbones"],
     ["selection.votes", "selection.subsets", "selection.series", "training.augment"],
     ["training.pixels", "studies.splits"],
     ["training.loop", "studies.statistics"],
     ["training.runs"],
     ["selection.jobs", "selection.study_jobs", "training.seeds"],
-    ["training.lanes", "studies.live"],
+    ["training.sharing", "studies.live"],
+    ["training.lanes"],
     ["predicting", "studies.arms"],
     ["studies.compare_quality", "studies.vary_quality"],
     ["demo"],
     ["cli"],
 ]
-MAY_IMPORT_RAY = {"cluster", "training.seeds", "training.lanes"}
+MAY_IMPORT_RAY = {"cluster", "training.seeds", "training.sharing", "training.lanes"}
 ORDER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 

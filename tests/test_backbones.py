@@ -1,13 +1,17 @@
 from __future__ import annotations
 
-import urllib.error
+import hashlib
+import re
 
 import numpy as np
 import pytest
 import torch
+from deep import serve
 
+from iqa_ray.cli import main
 from iqa_ray.errors import UsageError
-from iqa_ray.training import backbones
+from iqa_ray.training import backbones, initial_weights
+from iqa_ray.training.initial_weights import find_weights
 from iqa_ray.training.loop import Recipe, predict_probabilities, train_classifier
 
 
@@ -64,7 +68,7 @@ def test_lite0_weights_are_imagenet_s():
 
     backbone = backbones.find_backbone("efficientnet_lite0")
     network = backbone.build().eval()
-    network.load_state_dict(torch.load(backbones.find_weights("efficientnet_lite0", "imagenet")))
+    network.load_state_dict(torch.load(find_weights("efficientnet_lite0", "imagenet")))
     image = ImageOps.fit(Image.fromarray(data.chelsea()), (224, 224))
     pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
@@ -116,14 +120,61 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
         backbones.create("resnet18", 2, str(tmp_path / "evil.pt"))
 
 
-def test_no_network_is_one_clear_line(monkeypatch, tmp_path):
-    def refuse(*_, **__):
-        raise urllib.error.URLError("no route to host")
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A server with random weights of ResNet18 under a name that holds their hash."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    torch.save(backbones.find_backbone("resnet18").build().state_dict(), folder / "new.pth")
+    content = (folder / "new.pth").read_bytes()
+    file = folder / f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    (folder / "new.pth").rename(file)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("IQA_RAY_WEIGHTS", raising=False)
+    with serve(folder) as (address, _):
+        url = f"{address}/models/{file.name}"
+        monkeypatch.setattr(initial_weights, "find_address", lambda name: url)
+        yield file
 
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(backbones, "urlopen", refuse)
-    with pytest.raises(UsageError, match="could not be fetched .*no route.*--weights FILE"):
-        backbones.create("resnet34", 2, "imagenet")
+
+def test_weights_are_fetched_once_and_verified(hub, tmp_path):
+    first = find_weights("resnet18", "imagenet")
+    assert first.read_bytes() == hub.read_bytes()
+    hub.unlink()
+    assert find_weights("resnet18", "imagenet") == first
+    backbones.create("resnet18", 2, "imagenet")
+    first.write_bytes(first.read_bytes()[:-1])
+    with pytest.raises(UsageError, match="damaged or another file"):
+        find_weights("resnet18", "imagenet")
+
+
+def test_weights_of_a_folder(hub, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for weights in (str(folder), "imagenet"):
+        monkeypatch.setenv("IQA_RAY_WEIGHTS", str(folder))
+        line = f"weights pull --backbones resnet18 --to {folder}"
+        with pytest.raises(UsageError, match=line):
+            find_weights("resnet18", weights)
+    assert main(["weights", "pull", "--backbones", "resnet18", "--to", str(folder)]) == 0
+    assert hub.name in capsys.readouterr().out
+    assert find_weights("resnet18", "imagenet") == folder / hub.name
+    assert find_weights("resnet18", str(folder)) == folder / hub.name
+
+
+def test_no_network_is_one_clear_line(hub, monkeypatch):
+    nowhere = "http://127.0.0.1:9/models/resnet18-00000000.pth"
+    monkeypatch.setattr(initial_weights, "find_address", lambda name: nowhere)
+    with pytest.raises(UsageError, match="network cannot be used .*weights pull --backbones"):
+        backbones.create("resnet18", 2, "imagenet")
+
+
+def test_addresses_are_torchvision_s():
+    for name in ("resnet18", "resnet34", "alexnet", "vgg19"):
+        assert re.search(rf"/{name}-[a-z-]*[0-9a-f]{{8}}\.pth$", initial_weights.find_address(name))
+    with pytest.raises(UsageError, match="no weights of that name"):
+        initial_weights.find_address("resnet1")
 
 
 def two_classes(size: int) -> tuple[np.ndarray, np.ndarray]:

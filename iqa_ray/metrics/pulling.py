@@ -39,7 +39,8 @@ from iqa_ray.progress import Progress, log
 
 _MEGABYTE = 1_000_000
 _PROBE_TIMEOUT_S = 5.0
-_FULL_HASH = re.compile(r"^[0-9a-f]{64}$")
+_FULL_HASH = re.compile(r"/([0-9a-f]{64})(?:/|$)")
+_PART_OF_HASH = re.compile(r"-([0-9a-f]{8})\.pth$")
 
 
 def prepare_weights(metrics: Sequence[str], folder: str | None) -> dict[str, Weights]:
@@ -83,7 +84,7 @@ def _complain_or_pull(
     line = f"iqa-ray weights pull --metrics {','.join(metrics)} --to"
     if not can_pull:
         raise UsageError(f"{what}, not in the weights folder {place}: run `{line} {place}`")
-    reason = _find_network_trouble(missing[metrics[0]][0])
+    reason = find_network_trouble(missing[metrics[0]][0])
     if reason:
         raise UsageError(
             f"{what}, and the network cannot be used ({reason}): where it can, run `{line} DIR`; "
@@ -92,7 +93,7 @@ def _complain_or_pull(
     pull_weights(metrics, place)
 
 
-def _find_network_trouble(url: str) -> str | None:
+def find_network_trouble(url: str) -> str | None:
     """Why the file at `url` cannot be had; None if it can. Takes _PROBE_TIMEOUT_S at most."""
     answer: list[str | None] = []
 
@@ -136,7 +137,7 @@ def pull_weights(metrics: Sequence[str], folder: Location) -> Lock:
                 missing.append(url)
         while missing:
             for url in missing:
-                entry = _fetch(url, folder)
+                entry = fetch_file(url, folder)
                 lock.files[entry.name] = entry
             write_lock(folder, lock)
             urls, missing = list_urls(metric, folder)
@@ -148,7 +149,23 @@ def pull_weights(metrics: Sequence[str], folder: Location) -> Lock:
     return lock
 
 
-def _fetch(url: str, folder: Location) -> WeightFile:
+def find_promised_hash(url: str) -> str:
+    """The SHA-256, or the beginning of it, that an address holds; empty without.
+
+    Model hubs name folders by it, and PyTorch files: `resnet34-b627a593.pth`.
+    """
+    for pattern in (_FULL_HASH, _PART_OF_HASH):
+        if found := pattern.search(url):
+            return found.group(1)
+    return ""
+
+
+def fetch_file(url: str, folder: Location) -> WeightFile:
+    """Fetch the file at `url` into a weights folder.
+
+    Raises:
+        UsageError: it cannot be had, came damaged, or the folder cannot be written.
+    """
     name = loading.name_file(url)
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "file"
@@ -167,8 +184,8 @@ def _fetch(url: str, folder: Location) -> WeightFile:
                     entry = WeightFile(name, url, *hash_stream(stream, keep))
         except OSError as error:
             raise UsageError(f"cannot fetch {name} from {url}: {_explain(error)}") from None
-        promised = [part for part in url.split("/") if _FULL_HASH.match(part)]
-        if (total and entry.bytes != total) or (promised and entry.sha256 not in promised):
+        is_whole = not total or entry.bytes == total
+        if not is_whole or not entry.sha256.startswith(find_promised_hash(url)):
             raise UsageError(f"{url} came damaged: {entry.bytes:,} bytes; run the same again")
         try:
             with pa.memory_map(str(path)) as content:

@@ -51,3 +51,29 @@ def draw_series(series: pd.DataFrame) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH)
     return stream.getvalue()
+
+
+def draw_shares(summary: pd.DataFrame) -> bytes:
+    """Draw accuracy and AUC against the share of removed images, with a band of one deviation.
+
+    Args:
+        summary: one row a share: removed_percent, accuracy_mean, accuracy_std, auc_mean, auc_std,
+            all means and deviations as shares of 1.
+
+    Returns:
+        A PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure((8, 3.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for panel, name, title in zip(panels, ("accuracy", "auc"), ("accuracy", "AUC"), strict=True):
+        mean, std = 100 * summary[f"{name}_mean"], 100 * summary[f"{name}_std"].fillna(0)
+        shares = summary["removed_percent"]
+        panel.fill_between(shares, mean - std, mean + std, color=_SAMPLE_COLOUR, alpha=0.4)
+        panel.plot(shares, mean, color=_MEAN_COLOUR, linewidth=2, marker="o")
+        panel.set_xlabel("lowest quality removed (%)")
+        panel.set_ylabel(f"{title} (%)")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH)
+    return stream.getvalue()

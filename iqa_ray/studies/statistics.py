@@ -1,0 +1,264 @@
+"""What five seeds say: means, paired differences, tests, and the paper's Tables 2 and 3 in text.
+
+Paper 000, sections 3.2, 3.3, 4.3 and 4.4. Accuracies, areas and differences are shares of 1 in
+tables and per cent in text. Pure: tables in, tables out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from iqa_ray.studies.splits import REMOVED
+
+Floats = NDArray[np.float64]
+
+MEASURES = ("accuracy", "auc")
+_QUALITIES = {"high": "High-quality", "all": "All-quality"}
+_LEVEL = 0.95  # of the intervals
+# differences that agree to this many decimals are equal: 0.82 - 0.80 is not quite 0.84 - 0.82
+_DECIMALS = 9
+
+
+def measure_auc(probabilities: Floats, labels: NDArray[np.int64]) -> float:
+    """Area under the ROC curve of each class against the others, averaged over classes.
+
+    Args:
+        probabilities: (n, C) of each class; only their order within a class matters.
+        labels: (n,) true classes, 0 to C - 1.
+
+    Returns:
+        In [0, 1]; 0.5 is chance, equal probabilities count one half. A class that is absent from
+        the labels, or alone in them, is left out; NaN if none is left.
+    """
+    is_class = labels[:, None] == np.arange(probabilities.shape[1])
+    num_own = is_class.sum(axis=0)
+    num_other = len(labels) - num_own
+    defined = (num_own > 0) & (num_other > 0)
+    if not defined.any():
+        return float("nan")
+    rank_sums = (stats.rankdata(probabilities, axis=0) * is_class).sum(axis=0)
+    wins = (rank_sums - num_own * (num_own + 1) / 2)[defined]
+    return float((wins / (num_own * num_other)[defined]).mean())
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference between paired runs; NaN where undefined.
+
+    Attributes:
+        difference: the mean.
+        low, high: ends of its 95% t interval.
+        t_p: two-sided p of the paired t-test.
+        wilcoxon_p: two-sided exact p of Wilcoxon's signed-rank test, zero differences left out.
+    """
+
+    difference: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    t_p: float = np.nan
+    wilcoxon_p: float = np.nan
+
+
+def measure_difference(differences: Floats) -> Difference:
+    """The mean of (n,) paired differences, and whether it could be zero.
+
+    Interval and t-test need two differences that are not all the same: without a spread there is
+    nothing to judge the mean by.
+    """
+    if not len(differences):
+        return Difference()
+    mean, wilcoxon_p = float(differences.mean()), _test_signed_ranks(differences)
+    if np.ptp(differences) == 0:
+        return Difference(mean, wilcoxon_p=wilcoxon_p)
+    freedom = len(differences) - 1
+    error = float(differences.std(ddof=1)) / np.sqrt(len(differences))
+    margin = float(stats.t.ppf((1 + _LEVEL) / 2, freedom)) * error
+    t_p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
+    return Difference(mean, mean - margin, mean + margin, t_p, wilcoxon_p)
+
+
+def _test_signed_ranks(differences: Floats) -> float:
+    """Wilcoxon's p over all 2^n choices of signs; ties too, where tables would not be exact."""
+    differences = differences[differences != 0]
+    if not len(differences):
+        return float("nan")
+    # ties have half ranks: doubled, all are integers
+    ranks = np.rint(2 * stats.rankdata(np.abs(differences))).astype(np.int64)
+    chance = np.zeros(ranks.sum() + 1)  # of each sum of the ranks of positive differences
+    chance[0] = 1.0
+    for rank in ranks:
+        chance[rank:] = chance[rank:] + chance[:-rank]
+        chance /= 2
+    positive = int(ranks[differences > 0].sum())
+    smaller = min(positive, int(ranks.sum()) - positive)
+    return min(1.0, 2 * float(chance[: smaller + 1].sum()))
+
+
+def summarise_arms(runs: pd.DataFrame) -> pd.DataFrame:
+    """Average each arm over its seeds.
+
+    Args:
+        runs: one row a run: arm, backbone, seed, accuracy, auc, status (`ok` or what went wrong).
+
+    Returns:
+        One row a backbone and arm, in the order of first appearance: backbone, arm, accuracy_mean,
+        accuracy_std, auc_mean, auc_std (over seeds, ddof 1; NaN without a mean or a spread),
+        num_seeds (runs that are ok), num_failed.
+    """
+    rows = []
+    for (backbone, arm), group in runs.groupby(["backbone", "arm"], sort=False):
+        finished = group[group["status"] == "ok"]
+        row: dict[str, Any] = {"backbone": backbone, "arm": arm}
+        for name in MEASURES:
+            row[f"{name}_mean"] = finished[name].mean()
+            row[f"{name}_std"] = finished[name].std(ddof=1)
+        row["num_seeds"] = len(finished)
+        row["num_failed"] = len(group) - len(finished)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def compare_arms(runs: pd.DataFrame, better: str = "high", worse: str = "all") -> pd.DataFrame:
+    """Compare two arms of each backbone, paired by seed.
+
+    The intervals are over what the seed decides (initial head, order of images), not over the
+    choice of images, which is the same for all seeds.
+
+    Args:
+        runs: as for `summarise_arms`, each arm, backbone and seed at most once.
+        better: the arm that is expected to be the better one.
+        worse: the other.
+
+    Returns:
+        One row a backbone: backbone, better, worse, num_pairs (seeds that are ok in both arms),
+        num_seeds_agree (of those, where `better` has the higher accuracy), for accuracy and auc
+        (better - worse) the fields of `Difference` with the prefix accuracy_ or auc_, and verdict:
+        `higher` or `lower` where the 95% interval of the difference in accuracy excludes zero,
+        `within noise` where it does not, or why there is none.
+    """
+    rows = []
+    for backbone, group in runs.groupby("backbone", sort=False):
+        finished = group[group["status"] == "ok"]
+        row: dict[str, Any] = {"backbone": backbone, "better": better, "worse": worse}
+        differences = {name: _pair(finished, name, better, worse) for name in MEASURES}
+        row["num_pairs"] = len(differences["accuracy"])
+        row["num_seeds_agree"] = int((differences["accuracy"] > 0).sum())
+        measured = {name: measure_difference(values) for name, values in differences.items()}
+        for name, found in measured.items():
+            row |= {f"{name}_{field}": value for field, value in asdict(found).items()}
+        row["verdict"] = _judge(measured["accuracy"], row["num_pairs"])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _pair(runs: pd.DataFrame, name: str, better: str, worse: str) -> Floats:
+    """(n,) differences in a measure, one a seed that has both."""
+    values = runs.pivot(index="seed", columns="arm", values=name).reindex(columns=[better, worse])
+    values = values.dropna()
+    return (values[better] - values[worse]).to_numpy(np.float64).round(_DECIMALS)
+
+
+def _judge(accuracy: Difference, num_pairs: int) -> str:
+    if num_pairs == 0:
+        return "undecided: no seed finished in both arms"
+    if num_pairs == 1:
+        return "undecided: one seed has no spread to judge the difference by"
+    if np.isnan(accuracy.low):
+        if accuracy.difference == 0:
+            return "equal in every seed"
+        return "undecided: the same difference in every seed, no spread to judge it by"
+    if accuracy.low > 0:
+        return "higher"
+    return "lower" if accuracy.high < 0 else "within noise"
+
+
+def format_comparison(summary: pd.DataFrame, comparison: pd.DataFrame) -> str:
+    """The paper's Table 2 in per cent, and what the comparison says of each backbone.
+
+    Args:
+        summary: what `summarise_arms` returns.
+        comparison: what `compare_arms` returns.
+    """
+    rows = []
+    for backbone, group in summary.groupby("backbone", sort=False):
+        best = _find_best(group)
+        for place, (_, row) in enumerate(group.iterrows()):
+            name = "" if place else str(backbone)
+            quality = _QUALITIES.get(row["arm"], row["arm"])
+            rows.append([name, quality, *_format_results(row, best)])
+    table = _tabulate(["Model", "Quality", "Accuracy (%)", "AUC (%)", ""], rows)
+    lines = [table, "mean±standard deviation over seeds; * best accuracy of the model", ""]
+    lines += [_describe(row) for _, row in comparison.iterrows()]
+    return "\n".join([*lines, *_explain_power(comparison)])
+
+
+def format_varying(summary: pd.DataFrame) -> str:
+    """The paper's Table 3 in per cent, from what `summarise_arms` returns for `split_varying`."""
+    best = _find_best(summary)
+    rows = [
+        [str(row["arm"]).removeprefix(REMOVED), *_format_results(row, best)]
+        for _, row in summary.iterrows()
+    ]
+    table = _tabulate(["Percent removed (%)", "Accuracy (%)", "AUC (%)", ""], rows)
+    return f"{table}\nmean±standard deviation over seeds; * best accuracy"
+
+
+def _find_best(rows: pd.DataFrame) -> float:
+    """The best mean accuracy; NaN, which equals nothing, where there is no choice."""
+    means = rows["accuracy_mean"].dropna()
+    return float(means.max()) if len(means) > 1 else float("nan")
+
+
+def _format_results(row: pd.Series[Any], best: float) -> list[str]:
+    mark = "*" if row["accuracy_mean"] == best else " "
+    accuracy = _format_mean(row["accuracy_mean"], row["accuracy_std"]) + mark
+    total = row["num_seeds"] + row["num_failed"]
+    failed = f"{row['num_seeds']} of {total} seeds finished" if row["num_failed"] else ""
+    return [accuracy, _format_mean(row["auc_mean"], row["auc_std"]), failed]
+
+
+def _format_mean(mean: float, std: float) -> str:
+    if np.isnan(mean):
+        return "–"
+    return f"{100 * mean:.1f}" + ("" if np.isnan(std) else f"±{100 * std:.1f}")
+
+
+def _tabulate(header: list[str], rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    )
+    return "\n".join(lines)
+
+
+def _describe(row: pd.Series[Any]) -> str:
+    """One backbone's comparison in words."""
+    name = f"{row['backbone']}: accuracy, {row['better']} − {row['worse']}"
+    if not row["num_pairs"]:
+        return f"{name}: {row['verdict']}"
+    facts = [f"{100 * row['accuracy_difference']:+.1f} points"]
+    if not np.isnan(row["accuracy_low"]):
+        low, high = 100 * row["accuracy_low"], 100 * row["accuracy_high"]
+        facts[0] += f" (95% interval {low:+.1f} to {high:+.1f})"
+        facts.append(f"p {row['accuracy_t_p']:.3g} (paired t)")
+    if row["num_pairs"] > 1 and not np.isnan(row["accuracy_wilcoxon_p"]):
+        facts.append(f"{row['accuracy_wilcoxon_p']:.3g} (Wilcoxon)")
+    facts.append(f"higher in {row['num_seeds_agree']} of {row['num_pairs']} seeds")
+    return f"{name}: {', '.join(facts)}: {row['verdict']}"
+
+
+def _explain_power(comparison: pd.DataFrame) -> list[str]:
+    """Where Wilcoxon's test cannot reach 5%, however clear the runs are."""
+    smallest = {num: 2 * 0.5**num for num in sorted(set(comparison["num_pairs"])) if num > 1}
+    return [
+        f"With {num} seeds Wilcoxon's smallest two-sided p is {p:g}."
+        for num, p in smallest.items()
+        if p > 1 - _LEVEL
+    ]

@@ -1,0 +1,30 @@
+"""The settings of jobs that train classifiers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from iqa_ray.config import WorkspaceJob
+
+BackboneName = Literal[
+    "resnet34", "resnet18", "alexnet", "vgg19", "efficientnet_lite0", "simplenet"
+]
+
+
+class TrainingJob(WorkspaceJob):
+    """How classifiers are trained; the defaults are the paper's (000, section 2.3)."""
+
+    weights: str = Field(
+        default="imagenet",
+        description="initial weights: imagenet, none, a file, or a folder or URI made by `iqa-ray "
+        "weights pull --backbones …`",
+    )
+    epochs: int = Field(default=40, ge=1, description="passes over the training images")
+    image_size: int = Field(default=224, ge=16, description="pixels a side that the network sees")
+    batch_size: int = Field(default=32, ge=1, description="images a training step")
+    lr: float = Field(default=1e-4, gt=0, description="learning rate of Adam")
+    freeze_backbone: bool = Field(
+        default=False, description="compute features once and train only a linear head"
+    )

@@ -1,0 +1,280 @@
+"""Many runs side by side on Ray Train (V2): each worker takes the next run when it is done.
+
+Workers are as many as there is room for, and are started once for all runs: a worker costs seconds.
+They share the images, decoded once a node into Ray's object store, and tell an actor how they get
+on, to which the driver listens. Nothing is reported to Ray Train itself, whose `report` would make
+every worker wait for the slowest. A worker that dies takes its whole group with it; the driver
+starts another one, and each run goes on from its own last epoch.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import ray
+import torch
+from ray import train
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from iqa_ray.capacity import Resources
+from iqa_ray.cluster import MAX_TRIES, count_gpus, list_nodes, room_on
+from iqa_ray.errors import IncompleteError
+from iqa_ray.files import Location, one_line
+from iqa_ray.progress import log
+from iqa_ray.training import loop
+from iqa_ray.training.runs import Result, Run, RunFiles, train_run
+from iqa_ray.training.seeds import keep_interrupts, listen, remove_folder, root_cause
+from iqa_ray.training.sharing import (
+    Material,
+    Shared,
+    compute_features,
+    count_threads,
+    load_on_nodes,
+)
+
+
+@dataclass(frozen=True)
+class RunFailure:
+    """A run that was given up, and why."""
+
+    run: Run
+    reason: str
+
+
+def plan_lanes(gpus_per_run: float | None, cpus_per_run: float) -> tuple[Resources, int]:
+    """What each run asks for, and how many there is room for at the same time.
+
+    Without `gpus_per_run` a fifth of a GPU where there is one, so that five seeds share a card.
+
+    Raises:
+        IncompleteError: no node has room for one, or others use all of it.
+    """
+    if gpus_per_run is None:
+        gpus_per_run = 0.2 if count_gpus() else 0.0
+    resources = Resources(cpus_per_run, gpus_per_run)
+    asked = f"a run needs {cpus_per_run:g} CPUs and {gpus_per_run:g} GPUs"
+    nodes = list_nodes()
+    room = sum(room_on(node, resources) for node in nodes)
+    if not room:
+        have = "; ".join(f"{n.get('CPU', 0):g} CPUs, {n.get('GPU', 0):g} GPUs" for n in nodes)
+        raise IncompleteError(
+            f"{asked}, and no node has them (there are: {have}): give other --cpus-per-run or "
+            "--gpus-per-run"
+        )
+    free = room_on(ray.available_resources(), resources)
+    if not free:
+        raise IncompleteError(f"{asked}, and others use all of the cluster now: try again later")
+    return resources, min(room, free)
+
+
+def train_runs(
+    runs: Sequence[Run],
+    material: Material,
+    folder: Location,
+    plan: tuple[Resources, int],
+    on_event: Callable[[dict[str, Any]], None],
+) -> list[RunFailure]:
+    """Train all of `runs`, as many at once as the plan says; returns those given up.
+
+    Results are written below `folder` (see `RunFiles`), also those of runs that diverged.
+
+    Args:
+        runs: none of them finished; taken in this order.
+        material: what they share.
+        folder: where every node can write.
+        plan: what `plan_lanes` returns.
+        on_event: told what happens: `decoded` (images so far), `started`, `finished` or `failed`
+            (key of a run), or `epoch` with the key and the row of its history.
+
+    Raises:
+        IncompleteError: images can no longer be read, or no worker could be started.
+    """
+    resources, num_lanes = plan
+    weights = {name: ray.put(data) for name, data in material.weights.items()}
+    chunks = load_on_nodes(material, resources, on_event)
+    shared = Shared(replace(material, weights={}), weights, chunks)
+    if any(run.recipe.freeze_backbone for run in runs):
+        shared.features = compute_features(runs, shared, resources)
+    waiting = {run.key: run for run in runs}
+    tries = dict.fromkeys(waiting, 0)
+    failures: list[RunFailure] = []
+    num_lost = 0
+    while waiting:
+        group = _Group(list(waiting.values()), shared, folder, resources)
+        outcome = group.train(min(num_lanes, len(waiting)), on_event)
+        for key in outcome.finished:
+            del waiting[key]
+        for key, reason in outcome.failed.items():
+            failures.append(RunFailure(waiting.pop(key), reason))
+        if outcome.lost is None:
+            assert not waiting, "a group ends when no run waits"
+            break
+        log(f"a worker was lost, another group is started: {outcome.lost}")
+        num_lost = 0 if outcome.finished or outcome.failed or outcome.guilty else num_lost + 1
+        if num_lost >= MAX_TRIES:
+            raise IncompleteError(f"training workers cannot be kept running: {outcome.lost}")
+        for key in waiting.keys() & set(outcome.guilty):
+            tries[key] += 1
+            if tries[key] >= MAX_TRIES:
+                reason = f"its worker died on each of {MAX_TRIES} tries: {outcome.lost}"
+                failures.append(RunFailure(waiting.pop(key), reason))
+    return failures
+
+
+# --- groups of workers ------------------------------------------------------------------------
+
+
+@dataclass
+class _Outcome:
+    """What came of a group: keys of runs, and why its workers were lost, if they were.
+
+    `guilty` are the runs that the dead workers had in hand.
+    """
+
+    finished: list[str]
+    failed: dict[str, str]
+    guilty: list[str]
+    lost: str | None = None
+
+
+class _Queue:
+    """An actor that hands runs out to workers and keeps what they say for the driver."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self._waiting = deque(keys)
+        self._in_hand: dict[int, str] = {}
+        self._events: list[dict[str, Any]] = []
+
+    def take_run(self, rank: int) -> str | None:
+        self._in_hand.pop(rank, None)
+        if not self._waiting:
+            return None
+        key = self._in_hand[rank] = self._waiting.popleft()
+        self._events.append({"started": key})
+        return key
+
+    def post(self, event: dict[str, Any]) -> None:
+        self._events.append(event)
+
+    def take(self) -> list[dict[str, Any]]:
+        events, self._events = self._events, []
+        return events
+
+    def list_in_hand(self) -> dict[int, str]:
+        return self._in_hand
+
+
+@dataclass
+class _Group:
+    """Workers that do runs together, until none waits or one of them is lost."""
+
+    runs: list[Run]
+    shared: Shared
+    folder: Location
+    resources: Resources
+
+    def train(self, num_workers: int, on_event: Callable[[dict[str, Any]], None]) -> _Outcome:
+        outcome = _Outcome([], {}, [])
+
+        def note(event: dict[str, Any]) -> None:
+            if key := event.get("finished"):
+                outcome.finished.append(key)
+            elif key := event.get("failed"):
+                outcome.failed[key] = event["error"]
+            on_event(event)
+
+        queue: Any = ray.remote(_Queue).options(num_cpus=0).remote([run.key for run in self.runs])
+        # a name of its own: Ray Train would take an earlier group's for this one, gone on
+        name = f"group-{uuid.uuid4().hex[:12]}"
+        storage = self.folder / "groups"
+        config = {
+            "runs": {run.key: run for run in self.runs},
+            "shared": self.shared,
+            "folder": self.folder,
+            "queue": queue,
+            "num_threads": count_threads(self.resources),
+        }
+        needs = {"CPU": self.resources.num_cpus, "GPU": self.resources.num_gpus}
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config=config,
+            torch_config=TorchConfig(backend="gloo"),  # several workers share a GPU
+            scaling_config=train.ScalingConfig(
+                num_workers=num_workers,
+                use_gpu=self.resources.num_gpus > 0,
+                resources_per_worker={n: amount for n, amount in needs.items() if amount},
+            ),
+            run_config=train.RunConfig(
+                name=name,
+                storage_path=storage.path,
+                storage_filesystem=None if storage.is_local else storage.filesystem,
+            ),
+        )
+        try:
+            with listen(queue, note), keep_interrupts():
+                try:
+                    trainer.fit()
+                except train.TrainingFailedError as error:
+                    in_hand = ray.get(queue.list_in_hand.remote())
+                    dead = getattr(error, "worker_failures", {})
+                    outcome.guilty = [in_hand[rank] for rank in dead if rank in in_hand]
+                    outcome.lost = root_cause(error)
+        finally:
+            remove_folder(storage / name)
+        return outcome
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What each worker does: run after run."""
+    torch.set_num_threads(config["num_threads"])
+    device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    queue, shared = config["queue"], config["shared"]
+    material, files = shared.material, RunFiles(config["folder"])
+    targets = torch.from_numpy(material.targets)
+    inputs: dict[str, Any] = {}
+    rank = train.get_context().get_world_rank()
+    while (key := ray.get(queue.take_run.remote(rank))) is not None:
+        run: Run = config["runs"][key]
+        try:
+            result = train_run(
+                run,
+                _open_inputs(run, shared, inputs),
+                targets,
+                material.num_classes,
+                ray.get(shared.weights[run.recipe.backbone]),
+                files,
+                partial(_post_epoch, queue, key),
+            )
+        except Exception as error:  # one run must not cost the others
+            event = {"failed": key, "error": f"{type(error).__name__}: {one_line(error)}"}
+        else:
+            event = {"finished": key, "result": _summarise(result)}
+        ray.get(queue.post.remote(event))
+
+
+def _post_epoch(queue: Any, key: str, row: dict[str, Any]) -> None:
+    queue.post.remote({"epoch": row, "key": key})
+
+
+def _open_inputs(run: Run, shared: Shared, opened: dict[str, Any]) -> loop.Inputs:
+    """Images, or features of the run's backbone; each is fetched once a worker."""
+    name = run.recipe.backbone if run.recipe.freeze_backbone else ""
+    if name not in opened:
+        if shared.features is not None and name:
+            features = ray.get(shared.features[name])
+            opened[name] = torch.tensor(features)  # small, and Ray's own cannot be written
+        else:
+            opened[name] = shared.open_images()
+    inputs: loop.Inputs = opened[name]
+    return inputs
+
+
+def _summarise(result: Result) -> Result:
+    return {name: value for name, value in result.items() if name != "history"}

@@ -1,0 +1,200 @@
+"""One run of a comparison: train, validate every epoch, test at the best one; plain PyTorch.
+
+A run is its key. What is finished is a file and never done again; what was interrupted goes on from
+the checkpoint of its last epoch and ends as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from iqa_ray.files import Location, read_bytes, write_bytes
+from iqa_ray.studies.statistics import measure_auc
+from iqa_ray.training.loop import DivergedError, Inputs, Recipe, Trainer, start_training
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A classifier to be trained and tested; the rows of each part are those of the inputs.
+
+    `key` says what the run depends on, `arm` what its training images are.
+    """
+
+    key: str
+    arm: str
+    recipe: Recipe
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm} {self.recipe.backbone} seed {self.recipe.seed}"
+
+
+class RunFiles:
+    """Where results and checkpoints of runs are kept."""
+
+    def __init__(self, folder: Location) -> None:
+        self._folder = folder
+
+    def read_result(self, run: Run) -> Result | None:
+        """What a finished run came to; None if it is not finished."""
+        try:
+            loaded: Result = json.loads(read_bytes(self._result(run)))
+        except FileNotFoundError:
+            return None
+        return loaded
+
+    def write_result(self, run: Run, result: Result) -> None:
+        text = json.dumps(result, allow_nan=False, indent=1)
+        write_bytes(self._result(run), text.encode())
+        self._remove(self._checkpoint(run))
+
+    def read_checkpoint(self, run: Run) -> dict[str, Any] | None:
+        try:
+            data = read_bytes(self._checkpoint(run))
+        except FileNotFoundError:
+            return None
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return state
+
+    def write_checkpoint(self, run: Run, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(self._checkpoint(run), buffer.getvalue())
+
+    def forget(self, run: Run) -> None:
+        """Remove what there is of a run."""
+        self._remove(self._result(run))
+        self._remove(self._checkpoint(run))
+
+    def _result(self, run: Run) -> Location:
+        return self._folder / f"runs/{run.key}.json"
+
+    def _checkpoint(self, run: Run) -> Location:
+        return self._folder / f"checkpoints/{run.key}.pt"
+
+    def _remove(self, file: Location) -> None:
+        try:
+            file.filesystem.delete_file(file.path)
+        except FileNotFoundError:
+            return
+
+
+def train_run(
+    run: Run,
+    inputs: Inputs,
+    targets: Tensor,
+    num_classes: int,
+    weights: bytes | None,
+    files: RunFiles,
+    on_epoch: Callable[[dict[str, Any]], object],
+) -> Result:
+    """Do a run, from its checkpoint if it has one, and write its result.
+
+    The epoch that counts is the best on the validation part: by accuracy, then by loss, then the
+    earliest (paper 000, section 3.2, keeps a tenth of the images for that).
+
+    Args:
+        run: which.
+        inputs: images, or features where the backbone is frozen.
+        targets: (N,) class indices of all inputs.
+        num_classes: of the whole comparison.
+        weights: content of the file with the backbone's initial weights.
+        files: where results and checkpoints go.
+        on_epoch: told of each row of the history.
+
+    Returns:
+        status (ok, or diverged with an error), accuracy and auc on the test part at the best epoch
+        and last_accuracy and last_auc at the last, best_epoch, history (a row an epoch: epoch,
+        loss, accuracy, validation_loss, validation_accuracy, seconds), seconds, device, num_train.
+    """
+    trainer = start_training(run.recipe, num_classes, weights)
+    state = files.read_checkpoint(run) or {"history": [], "best": None}
+    if state["history"]:
+        trainer.load_state(state["trainer"])
+    history, best = state["history"], state["best"]
+    last, error = None, ""
+    parts = {name: torch.from_numpy(getattr(run, name)) for name in ("train", "validation", "test")}
+    for epoch in range(len(history) + 1, run.recipe.epochs + 1):
+        start_s = time.monotonic()
+        try:
+            row = {"epoch": epoch, **_do_epoch(trainer, inputs, targets, parts)}
+        except DivergedError as diverged:
+            error = f"{diverged} in epoch {epoch}"
+            break
+        rank = [row["validation_accuracy"], -row["validation_loss"]]
+        is_best = best is None or rank > best["rank"]
+        if is_best or epoch == run.recipe.epochs:
+            last = _test(trainer, inputs, targets, parts["test"])
+        if is_best:
+            best = {**(last or {}), "rank": rank, "epoch": epoch}
+        history.append({**row, "seconds": round(time.monotonic() - start_s, 4)})
+        on_epoch(history[-1])
+        if epoch < run.recipe.epochs:
+            state = {"trainer": trainer.dump_state(), "history": history, "best": best}
+            files.write_checkpoint(run, state)
+    result = _make_result(run, history, best, last, error)
+    files.write_result(run, result)
+    return result
+
+
+def _make_result(
+    run: Run,
+    history: list[dict[str, Any]],
+    best: dict[str, Any] | None,
+    last: dict[str, Any] | None,
+    error: str,
+) -> Result:
+    found, final = ({}, {}) if error else (best or {}, last or {})
+    return {
+        "status": "diverged" if error else "ok",
+        "error": error,
+        "accuracy": found.get("accuracy"),
+        "auc": found.get("auc"),
+        "last_accuracy": final.get("accuracy"),
+        "last_auc": final.get("auc"),
+        "best_epoch": found.get("epoch"),
+        "history": history,
+        "seconds": round(sum(row["seconds"] for row in history), 3),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "num_train": len(run.train),
+    }
+
+
+def _do_epoch(
+    trainer: Trainer, inputs: Inputs, targets: Tensor, parts: dict[str, Tensor]
+) -> dict[str, Any]:
+    loss, accuracy = trainer.train_epoch(inputs, targets, parts["train"])
+    rows = parts["validation"]
+    chances = trainer.predict(inputs, rows)
+    wanted = targets[rows].numpy()
+    own = chances[np.arange(len(wanted)), wanted]
+    return {
+        "loss": loss,
+        "accuracy": accuracy,
+        "validation_loss": float(-np.log(np.maximum(own, 1e-12)).mean()),
+        "validation_accuracy": float((chances.argmax(1) == wanted).mean()),
+    }
+
+
+def _test(trainer: Trainer, inputs: Inputs, targets: Tensor, rows: Tensor) -> dict[str, Any]:
+    chances, wanted = trainer.predict(inputs, rows), targets[rows].numpy()
+    auc = measure_auc(chances.astype(np.float64), wanted)
+    return {
+        "accuracy": float((chances.argmax(1) == wanted).mean()),
+        "auc": auc if np.isfinite(auc) else None,
+    }

@@ -1,0 +1,155 @@
+"""What runs share on Ray: images decoded once a node, weights, features of frozen backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from iqa_ray.capacity import Resources
+from iqa_ray.cluster import list_nodes_with_room
+from iqa_ray.errors import IncompleteError
+from iqa_ray.files import one_line
+from iqa_ray.training import loop
+from iqa_ray.training.pixels import ChunkedImages, load_pixels
+from iqa_ray.training.runs import Run
+
+_CHUNK_SIZE = 512  # images decoded by one task
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all runs of a comparison share.
+
+    Attributes:
+        paths: of the images; runs refer to them by place.
+        targets: (N,) their class indices.
+        num_classes: of the comparison.
+        weights: of each backbone, the content of the file with its initial weights, if any.
+        image_size: pixels a side that networks see.
+        max_pixels: larger images are not decoded.
+        options: of the data set's URI.
+    """
+
+    paths: list[str]
+    targets: NDArray[np.int64]
+    num_classes: int
+    weights: dict[str, bytes | None]
+    image_size: int
+    max_pixels: int
+    options: str
+
+
+@dataclass
+class Shared:
+    """What workers find in Ray's object store, by references to it.
+
+    Attributes:
+        material: less the weights.
+        weights: of each backbone.
+        chunks: of each node, its images.
+        features: of each backbone, where it is frozen.
+    """
+
+    material: Material
+    weights: dict[str, Any]
+    chunks: dict[str, list[Any]]
+    features: dict[str, Any] | None = None
+
+    def open_images(self) -> ChunkedImages:
+        """The images, without a copy where this node has them."""
+        here = ray.get_runtime_context().get_node_id()
+        chunks = self.chunks.get(here) or next(iter(self.chunks.values()))
+        return ChunkedImages(ray.get(chunks))
+
+
+def load_on_nodes(
+    material: Material, resources: Resources, on_event: Callable[[dict[str, Any]], None]
+) -> dict[str, list[Any]]:
+    """Decode all images on every node that has room for a run.
+
+    Raises:
+        IncompleteError: some can no longer be read.
+    """
+    nodes = list_nodes_with_room(resources)
+    decode: Any = ray.remote(_decode)
+    starts = range(0, len(material.paths), _CHUNK_SIZE)
+    chunks: dict[str, list[Any]] = {}
+    flags = []
+    for node in nodes:
+        # elsewhere if the node is lost: its images are then made anew
+        strategy = NodeAffinitySchedulingStrategy(node, soft=True)
+        place = decode.options(scheduling_strategy=strategy, num_returns=2)
+        pairs = [
+            place.remote(
+                material.paths[start : start + _CHUNK_SIZE],
+                material.image_size,
+                material.max_pixels,
+                material.options,
+            )
+            for start in starts
+        ]
+        chunks[node] = [pixels for pixels, _ in pairs]
+        flags += [readable for _, readable in pairs]
+    lost: set[str] = set()
+    num_done = 0
+    for number, reference in enumerate(flags):
+        readable = ray.get(reference)
+        start = starts[number % len(starts)]
+        lost |= {material.paths[start + int(row)] for row in np.flatnonzero(~readable)}
+        num_done += len(readable)
+        on_event({"decoded": num_done, "of": len(material.paths) * len(nodes)})
+    if lost:
+        raise IncompleteError(
+            f"{len(lost):,} images cannot be read any more, such as {min(lost)!r}: run `iqa-ray "
+            "score` and `select` again"
+        )
+    return chunks
+
+
+def _decode(
+    paths: list[str], image_size: int, max_pixels: int, options: str
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    return load_pixels(paths, image_size, max_pixels, options, num_threads=1)
+
+
+def compute_features(runs: Sequence[Run], shared: Shared, resources: Resources) -> dict[str, Any]:
+    """The frozen features of each backbone, as references; they are the same for every run.
+
+    Raises:
+        IncompleteError: they cannot be computed.
+    """
+    recipes = {run.recipe.backbone: run.recipe for run in runs}
+    compute: Any = ray.remote(_extract)
+    place = compute.options(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)
+    features = {
+        name: place.remote(recipe, shared, count_threads(resources))
+        for name, recipe in recipes.items()
+    }
+    try:
+        ray.get(list(features.values()))
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        raise IncompleteError(f"features could not be computed: {one_line(cause)}") from None
+    return features
+
+
+def _extract(recipe: loop.Recipe, shared: Shared, num_threads: int) -> NDArray[np.float32]:
+    torch.set_num_threads(num_threads)
+    images = shared.open_images()
+    weights = ray.get(shared.weights[recipe.backbone])
+    model = loop.start_training(recipe, 1, weights).model
+    rows = torch.arange(len(shared.material.paths))
+    features: NDArray[np.float32] = loop.compute_features(model, images, rows).numpy()
+    return features
+
+
+def count_threads(resources: Resources) -> int:
+    """PyTorch's threads of a worker: one a CPU."""
+    return max(1, int(resources.num_cpus))
