@@ -25,7 +25,8 @@ LAYERS = [
     ["scoring", "report.figures", "weights_jobs"],
     ["selection.cutoffs", "selection.study", "training.backbones"],
     ["selection.votes", "selection.subsets", "selection.series", "training.augment"],
-    ["training.pixels", "studies.splits"],
+    ["training.pixels", "training.boards", "studies.splits"],
+    ["training.inputs"],
     ["training.loop", "studies.statistics"],
     ["training.runs"],
     ["selection.jobs", "selection.study_jobs", "training.seeds"],
@@ -36,7 +37,13 @@ LAYERS = [
     ["demo"],
     ["cli"],
 ]
-MAY_IMPORT_RAY = {"cluster", "training.seeds", "training.sharing", "training.lanes"}
+MAY_IMPORT_RAY = {
+    "cluster",
+    "training.boards",
+    "training.seeds",
+    "training.sharing",
+    "training.lanes",
+}
 ORDER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 

@@ -39,8 +39,7 @@ from iqa_ray.progress import Progress, log
 
 _MEGABYTE = 1_000_000
 _PROBE_TIMEOUT_S = 5.0
-_FULL_HASH = re.compile(r"/([0-9a-f]{64})(?:/|$)")
-_PART_OF_HASH = re.compile(r"-([0-9a-f]{8})\.pth$")
+_FULL_HASH = re.compile(r"^[0-9a-f]{64}$")
 
 
 def prepare_weights(metrics: Sequence[str], folder: str | None) -> dict[str, Weights]:
@@ -149,17 +148,6 @@ def pull_weights(metrics: Sequence[str], folder: Location) -> Lock:
     return lock
 
 
-def find_promised_hash(url: str) -> str:
-    """The SHA-256, or the beginning of it, that an address holds; empty without.
-
-    Model hubs name folders by it, and PyTorch files: `resnet34-b627a593.pth`.
-    """
-    for pattern in (_FULL_HASH, _PART_OF_HASH):
-        if found := pattern.search(url):
-            return found.group(1)
-    return ""
-
-
 def fetch_file(url: str, folder: Location) -> WeightFile:
     """Fetch the file at `url` into a weights folder.
 
@@ -184,8 +172,8 @@ def fetch_file(url: str, folder: Location) -> WeightFile:
                     entry = WeightFile(name, url, *hash_stream(stream, keep))
         except OSError as error:
             raise UsageError(f"cannot fetch {name} from {url}: {_explain(error)}") from None
-        is_whole = not total or entry.bytes == total
-        if not is_whole or not entry.sha256.startswith(find_promised_hash(url)):
+        promised = [part for part in url.split("/") if _FULL_HASH.match(part)]
+        if (total and entry.bytes != total) or (promised and entry.sha256 not in promised):
             raise UsageError(f"{url} came damaged: {entry.bytes:,} bytes; run the same again")
         try:
             with pa.memory_map(str(path)) as content:

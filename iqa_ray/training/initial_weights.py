@@ -10,7 +10,7 @@ import torch
 from iqa_ray.errors import UsageError
 from iqa_ray.files import Location, locate
 from iqa_ray.metrics.loading import name_file
-from iqa_ray.metrics.pulling import fetch_file, find_network_trouble, find_promised_hash
+from iqa_ray.metrics.pulling import fetch_file, find_network_trouble
 from iqa_ray.metrics.weights import (
     WeightFile,
     default_folder,
@@ -80,7 +80,7 @@ def _find_torchvision_weights(name: str, given: Location | None) -> Path:
             f"({reason}): where it can, run `{pull} DIR`, then give --weights DIR here; or use "
             "--weights none, --weights FILE, or the backbone efficientnet_lite0"
         )
-    fetch_file(url, default_folder())
+    _fetch_weights(default_folder(), url)
     return Path(default_folder().path) / file
 
 
@@ -99,14 +99,14 @@ def find_address(name: str) -> str:
 
 
 def describe_weights(folder: Location, url: str) -> WeightFile:
-    """The folder's file for `url`, verified against the hash that its name holds.
+    """The folder's file for `url`, verified by its name, which ends with eight digits of its hash.
 
     Raises:
         UsageError: it is damaged or another file.
     """
     entry = describe_file(folder, url)
-    promised = find_promised_hash(url)
-    if promised and not entry.sha256.startswith(promised):
+    promised = Path(entry.name).stem.rpartition("-")[2]
+    if not entry.sha256.startswith(promised):
         raise UsageError(
             f"{folder / entry.name} is damaged or another file: SHA-256 {entry.sha256[:16]}…, not "
             f"{promised}…; remove it, or get it again with `iqa-ray weights pull`"
@@ -126,5 +126,10 @@ def pull_backbones(names: Sequence[str], folder: Location) -> dict[str, list[Wei
     for name in names:
         url = find_address(name)
         is_there = has_file(folder, name_file(url))
-        files[name] = [describe_weights(folder, url) if is_there else fetch_file(url, folder)]
+        files[name] = [(describe_weights if is_there else _fetch_weights)(folder, url)]
     return files
+
+
+def _fetch_weights(folder: Location, url: str) -> WeightFile:
+    fetch_file(url, folder)
+    return describe_weights(folder, url)

@@ -9,8 +9,8 @@ starts another one, and each run goes on from its own last epoch.
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,9 +26,10 @@ from iqa_ray.cluster import MAX_TRIES, count_gpus, list_nodes, room_on
 from iqa_ray.errors import IncompleteError
 from iqa_ray.files import Location, one_line
 from iqa_ray.progress import log
-from iqa_ray.training import loop
+from iqa_ray.training.boards import listen
+from iqa_ray.training.inputs import Inputs
 from iqa_ray.training.runs import Result, Run, RunFiles, train_run
-from iqa_ray.training.seeds import keep_interrupts, listen, remove_folder, root_cause
+from iqa_ray.training.seeds import keep_interrupts, remove_folder, root_cause
 from iqa_ray.training.sharing import (
     Material,
     Shared,
@@ -36,6 +37,9 @@ from iqa_ray.training.sharing import (
     count_threads,
     load_on_nodes,
 )
+
+# what an earlier job used may take a moment to be free
+_SETTLE_S, _POLL_S = 5.0, 0.2
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,11 @@ def plan_lanes(gpus_per_run: float | None, cpus_per_run: float) -> tuple[Resourc
             f"{asked}, and no node has them (there are: {have}): give other --cpus-per-run or "
             "--gpus-per-run"
         )
-    free = room_on(ray.available_resources(), resources)
+    deadline_s = time.monotonic() + _SETTLE_S
+    while (free := room_on(ray.available_resources(), resources)) < room:
+        if time.monotonic() > deadline_s:
+            break
+        time.sleep(_POLL_S)
     if not free:
         raise IncompleteError(f"{asked}, and others use all of the cluster now: try again later")
     return resources, min(room, free)
@@ -142,33 +150,6 @@ class _Outcome:
     lost: str | None = None
 
 
-class _Queue:
-    """An actor that hands runs out to workers and keeps what they say for the driver."""
-
-    def __init__(self, keys: list[str]) -> None:
-        self._waiting = deque(keys)
-        self._in_hand: dict[int, str] = {}
-        self._events: list[dict[str, Any]] = []
-
-    def take_run(self, rank: int) -> str | None:
-        self._in_hand.pop(rank, None)
-        if not self._waiting:
-            return None
-        key = self._in_hand[rank] = self._waiting.popleft()
-        self._events.append({"started": key})
-        return key
-
-    def post(self, event: dict[str, Any]) -> None:
-        self._events.append(event)
-
-    def take(self) -> list[dict[str, Any]]:
-        events, self._events = self._events, []
-        return events
-
-    def list_in_hand(self) -> dict[int, str]:
-        return self._in_hand
-
-
 @dataclass
 class _Group:
     """Workers that do runs together, until none waits or one of them is lost."""
@@ -188,45 +169,46 @@ class _Group:
                 outcome.failed[key] = event["error"]
             on_event(event)
 
-        queue: Any = ray.remote(_Queue).options(num_cpus=0).remote([run.key for run in self.runs])
         # a name of its own: Ray Train would take an earlier group's for this one, gone on
-        name = f"group-{uuid.uuid4().hex[:12]}"
-        storage = self.folder / "groups"
-        config = {
-            "runs": {run.key: run for run in self.runs},
-            "shared": self.shared,
-            "folder": self.folder,
-            "queue": queue,
-            "num_threads": count_threads(self.resources),
-        }
-        needs = {"CPU": self.resources.num_cpus, "GPU": self.resources.num_gpus}
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config=config,
-            torch_config=TorchConfig(backend="gloo"),  # several workers share a GPU
-            scaling_config=train.ScalingConfig(
-                num_workers=num_workers,
-                use_gpu=self.resources.num_gpus > 0,
-                resources_per_worker={n: amount for n, amount in needs.items() if amount},
-            ),
-            run_config=train.RunConfig(
-                name=name,
-                storage_path=storage.path,
-                storage_filesystem=None if storage.is_local else storage.filesystem,
-            ),
-        )
+        folder = self.folder / f"groups/{uuid.uuid4().hex[:12]}"
+        keys = [run.key for run in self.runs]
         try:
-            with listen(queue, note), keep_interrupts():
+            with listen(note, keys) as board, keep_interrupts():
                 try:
-                    trainer.fit()
+                    self._make_trainer(num_workers, board, folder).fit()
                 except train.TrainingFailedError as error:
-                    in_hand = ray.get(queue.list_in_hand.remote())
+                    in_hand = ray.get(board.list_in_hand.remote())
                     dead = getattr(error, "worker_failures", {})
                     outcome.guilty = [in_hand[rank] for rank in dead if rank in in_hand]
                     outcome.lost = root_cause(error)
         finally:
-            remove_folder(storage / name)
+            remove_folder(folder)
         return outcome
+
+    def _make_trainer(self, num_workers: int, board: Any, folder: Location) -> TorchTrainer:
+        needs = {"CPU": self.resources.num_cpus, "GPU": self.resources.num_gpus}
+        place, _, name = folder.path.rpartition("/")
+        return TorchTrainer(
+            _work,
+            train_loop_config={
+                "runs": {run.key: run for run in self.runs},
+                "shared": self.shared,
+                "folder": self.folder,
+                "board": board,
+                "num_threads": count_threads(self.resources),
+            },
+            torch_config=TorchConfig(backend="gloo"),  # several workers share a GPU
+            scaling_config=train.ScalingConfig(
+                num_workers=num_workers,
+                use_gpu=self.resources.num_gpus > 0,
+                resources_per_worker={name: need for name, need in needs.items() if need},
+            ),
+            run_config=train.RunConfig(
+                name=name,
+                storage_path=place,
+                storage_filesystem=None if folder.is_local else folder.filesystem,
+            ),
+        )
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -235,12 +217,12 @@ def _work(config: dict[str, Any]) -> None:
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    queue, shared = config["queue"], config["shared"]
+    board, shared = config["board"], config["shared"]
     material, files = shared.material, RunFiles(config["folder"])
-    targets = torch.from_numpy(material.targets)
+    targets = torch.tensor(material.targets)  # a copy: what Ray holds cannot be written
     inputs: dict[str, Any] = {}
     rank = train.get_context().get_world_rank()
-    while (key := ray.get(queue.take_run.remote(rank))) is not None:
+    while (key := ray.get(board.take_run.remote(rank))) is not None:
         run: Run = config["runs"][key]
         try:
             result = train_run(
@@ -250,20 +232,20 @@ def _work(config: dict[str, Any]) -> None:
                 material.num_classes,
                 ray.get(shared.weights[run.recipe.backbone]),
                 files,
-                partial(_post_epoch, queue, key),
+                partial(_post_epoch, board, key),
             )
         except Exception as error:  # one run must not cost the others
             event = {"failed": key, "error": f"{type(error).__name__}: {one_line(error)}"}
         else:
             event = {"finished": key, "result": _summarise(result)}
-        ray.get(queue.post.remote(event))
+        ray.get(board.post.remote(event))
 
 
-def _post_epoch(queue: Any, key: str, row: dict[str, Any]) -> None:
-    queue.post.remote({"epoch": row, "key": key})
+def _post_epoch(board: Any, key: str, row: dict[str, Any]) -> None:
+    board.post.remote({"epoch": row, "key": key})
 
 
-def _open_inputs(run: Run, shared: Shared, opened: dict[str, Any]) -> loop.Inputs:
+def _open_inputs(run: Run, shared: Shared, opened: dict[str, Any]) -> Inputs:
     """Images, or features of the run's backbone; each is fetched once a worker."""
     name = run.recipe.backbone if run.recipe.freeze_backbone else ""
     if name not in opened:
@@ -272,7 +254,7 @@ def _open_inputs(run: Run, shared: Shared, opened: dict[str, Any]) -> loop.Input
             opened[name] = torch.tensor(features)  # small, and Ray's own cannot be written
         else:
             opened[name] = shared.open_images()
-    inputs: loop.Inputs = opened[name]
+    inputs: Inputs = opened[name]
     return inputs
 
 

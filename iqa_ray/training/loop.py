@@ -6,7 +6,7 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +17,8 @@ from iqa_ray.decoding import DEFAULT_MAX_PIXELS
 from iqa_ray.training import backbones
 from iqa_ray.training.augment import Augment, augment_images
 from iqa_ray.training.backbones import Classifier
+from iqa_ray.training.inputs import Inputs
 from iqa_ray.training.pixels import Pixels, load_pixels
-
-
-class Inputs(Protocol):
-    """What a network is fed from: rows of images (N, 3, S, S) uint8, or of features (N, F)."""
-
-    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pixels as networks take them: decoded, scaled and cut to a square."""
+"""Pixels as networks take them: decoded, scaled and cut to a square. PyTorch is not needed here."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from iqa_ray.decoding import ImageError, decode_image, read_image_bytes
 from iqa_ray.images import locate_image
@@ -42,22 +40,3 @@ def load_pixels(
     with ThreadPoolExecutor(num_threads) as pool:
         list(pool.map(load, range(len(paths))))
     return pixels, readable
-
-
-class ChunkedImages:
-    """Images that lie in several arrays, gathered as they are asked for.
-
-    Args:
-        chunks: (n, S, S, 3) uint8 RGB each, all but the last of the same length.
-    """
-
-    def __init__(self, chunks: Sequence[Pixels]) -> None:
-        self._chunks = chunks
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """(N, 3, S, S) uint8 for the places `rows` (N,)."""
-        size = len(self._chunks[0])
-        gathered = np.empty((len(rows), *self._chunks[0].shape[1:]), np.uint8)
-        for place, row in enumerate(rows.tolist()):
-            gathered[place] = self._chunks[row // size][row % size]
-        return torch.from_numpy(gathered).permute(0, 3, 1, 2)

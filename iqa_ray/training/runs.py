@@ -20,7 +20,8 @@ from torch import Tensor
 
 from iqa_ray.files import Location, read_bytes, write_bytes
 from iqa_ray.studies.statistics import measure_auc
-from iqa_ray.training.loop import DivergedError, Inputs, Recipe, Trainer, start_training
+from iqa_ray.training.inputs import Inputs
+from iqa_ray.training.loop import DivergedError, Recipe, Trainer, start_training
 
 Result = dict[str, Any]
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from ray import train
 from ray.train.torch import TorchTrainer
@@ -19,10 +18,10 @@ from ray.train.torch import TorchTrainer
 from iqa_ray.cluster import plan_single_worker
 from iqa_ray.errors import IncompleteError
 from iqa_ray.files import Location, one_line
+from iqa_ray.training.boards import listen
 from iqa_ray.training.loop import Recipe, TrainingSet, dump_checkpoint, train_from_files
 
 _CHECKPOINT_FILE = "classifier.pt"
-_POLL_S = 0.5
 
 
 def train_on_ray(
@@ -50,8 +49,7 @@ def train_on_ray(
     run, room = storage / key, plan_single_worker()
     remove_folder(run)
     try:
-        board: Any = ray.remote(_Board).options(num_cpus=0).remote()
-        with listen(board, on_event), keep_interrupts():
+        with listen(on_event) as board, keep_interrupts():
             result = TorchTrainer(
                 _train_worker,
                 train_loop_config={"recipe": recipe, "images": images, "board": board},
@@ -97,46 +95,6 @@ def _train_worker(config: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, _CHECKPOINT_FILE).write_bytes(dump_checkpoint(checkpoint))
         train.report({}, checkpoint=train.Checkpoint.from_directory(folder))
-
-
-class _Board:
-    """An actor that carries what a worker says to the driver, which Ray Train itself does not."""
-
-    def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
-
-    def post(self, event: dict[str, Any]) -> None:
-        self._events.append(event)
-
-    def take(self) -> list[dict[str, Any]]:
-        events, self._events = self._events, []
-        return events
-
-
-@contextmanager
-def listen(board: Any, on_event: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Pass on what is posted to an actor whose method `take` gives the events since the last call.
-
-    The actor is ended at the end.
-    """
-    stop = threading.Event()
-
-    def relay() -> None:
-        while True:
-            is_last = stop.wait(_POLL_S)
-            for event in ray.get(board.take.remote()):
-                on_event(event)
-            if is_last:
-                return
-
-    thread = threading.Thread(target=relay, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=10)
-        ray.kill(board)
 
 
 def remove_folder(folder: Location) -> None:

@@ -17,7 +17,8 @@ from iqa_ray.cluster import list_nodes_with_room
 from iqa_ray.errors import IncompleteError
 from iqa_ray.files import one_line
 from iqa_ray.training import loop
-from iqa_ray.training.pixels import ChunkedImages, load_pixels
+from iqa_ray.training.inputs import ChunkedImages
+from iqa_ray.training.pixels import load_pixels
 from iqa_ray.training.runs import Run
 
 _CHUNK_SIZE = 512  # images decoded by one task
@@ -78,7 +79,7 @@ def load_on_nodes(
         IncompleteError: some can no longer be read.
     """
     nodes = list_nodes_with_room(resources)
-    decode: Any = ray.remote(_decode)
+    decode: Any = ray.remote(load_pixels)
     starts = range(0, len(material.paths), _CHUNK_SIZE)
     chunks: dict[str, list[Any]] = {}
     flags = []
@@ -92,6 +93,7 @@ def load_on_nodes(
                 material.image_size,
                 material.max_pixels,
                 material.options,
+                1,
             )
             for start in starts
         ]
@@ -111,12 +113,6 @@ def load_on_nodes(
             "score` and `select` again"
         )
     return chunks
-
-
-def _decode(
-    paths: list[str], image_size: int, max_pixels: int, options: str
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    return load_pixels(paths, image_size, max_pixels, options, num_threads=1)
 
 
 def compute_features(runs: Sequence[Run], shared: Shared, resources: Resources) -> dict[str, Any]:

@@ -1,0 +1,157 @@
+"""Many runs side by side on Ray Train, and what becomes of them when workers die."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from test_runs import without_times
+
+from iqa_ray.capacity import Resources
+from iqa_ray.errors import IncompleteError
+from iqa_ray.files import locate
+from iqa_ray.training.lanes import plan_lanes, train_runs
+from iqa_ray.training.loop import Recipe
+from iqa_ray.training.runs import Run, RunFiles
+from iqa_ray.training.sharing import Material
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+HALF = Resources(0.5)
+
+
+def find_workers() -> list[int]:
+    """Processes of Ray Train's workers."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                title = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if title.startswith(b"ray::") and b"RayTrainWorker" in title:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture
+def material(image_folder):
+    paths = sorted(map(str, image_folder(30).rglob("*.jpg")))
+    targets = np.array([int(Path(path).parent.name == "b") for path in paths])
+    return Material(paths, targets, 2, {"resnet18": None}, 32, 10**6, "")
+
+
+def make_runs(num=4, **settings):
+    rows = np.random.default_rng(0).permutation(30)
+    recipe = {"epochs": 3, "image_size": 32, "batch_size": 8, "lr": 1e-3, **settings}
+    return [
+        Run(
+            f"{arm}-{seed}", arm, Recipe("resnet18", "none", seed=seed, **recipe),
+            rows[:18], rows[18:24], rows[24:],
+        )
+        for arm in ("high", "all")
+        for seed in range(num // 2)
+    ]  # fmt: skip
+
+
+def read_results(runs, folder):
+    files = RunFiles(locate(folder))
+    return {run.key: without_times(files.read_result(run) or {"history": []}) for run in runs}
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_nothing(material, tmp_path, capsys):
+    runs = make_runs()
+    events = []
+    assert train_runs(runs, material, locate(tmp_path / "a"), (HALF, 2), events.append) == []
+    expected = read_results(runs, tmp_path / "a")
+    assert all(result["status"] == "ok" for result in expected.values())
+    assert events[0] == {"decoded": 30, "of": 30}
+    assert {event["finished"] for event in events if "finished" in event} == set(expected)
+    assert sum("epoch" in event for event in events) == 12
+
+    killed, epochs = [], []
+
+    def kill_one(event):
+        if "epoch" in event:
+            epochs.append((event["key"], event["epoch"]["epoch"]))
+            if event["epoch"]["epoch"] == 2 and not killed:
+                killed.extend(find_workers()[:1])
+                os.kill(killed[0], signal.SIGKILL)
+
+    assert train_runs(runs, material, locate(tmp_path / "b"), (HALF, 2), kill_one) == []
+    assert killed
+    assert read_results(runs, tmp_path / "b") == expected
+    assert "a worker was lost, another group is started" in capsys.readouterr().err
+    # each run that was in hand goes on after its last epoch: at most one is done again
+    assert len(epochs) <= 12 + 2
+    assert not list((tmp_path / "b" / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_a_run_that_kills_its_worker_is_given_up(material, tmp_path):
+    runs = make_runs()
+    deadly = runs[1].key
+
+    def kill(event):
+        if event.get("started") == deadly:
+            for worker in find_workers():
+                os.kill(worker, signal.SIGKILL)
+
+    (failure,) = train_runs(runs, material, locate(tmp_path), (HALF, 1), kill)
+    assert failure.run.key == deadly
+    assert "died on each of 3 tries" in failure.reason
+    results = read_results(runs, tmp_path)
+    assert {key for key, result in results.items() if "status" in result} == {
+        run.key for run in runs if run.key != deadly
+    }
+
+
+def test_a_run_that_raises_costs_only_itself(material, tmp_path):
+    runs = make_runs(2, freeze_backbone=True)
+    bad = Run(
+        "bad",
+        "high",
+        Recipe("resnet18", "none", lr=-1.0, freeze_backbone=True),
+        *([np.arange(10)] * 3),
+    )
+    (failure,) = train_runs([bad, *runs], material, locate(tmp_path), (HALF, 1), lambda event: None)
+    assert failure.run is bad
+    assert "Invalid learning rate" in failure.reason
+    assert all(result["status"] == "ok" for result in read_results(runs, tmp_path).values())
+
+
+def test_images_that_are_gone(material, tmp_path):
+    os.remove(material.paths[3])
+    with pytest.raises(IncompleteError, match="1 images cannot be read any more"):
+        train_runs(make_runs(2), material, locate(tmp_path), (HALF, 1), lambda event: None)
+
+
+# --- room -------------------------------------------------------------------------------------
+
+
+def test_room_is_what_the_nodes_have():
+    assert plan_lanes(None, 1.0) == (Resources(1.0, 0.0), 2)
+    assert plan_lanes(None, 0.4)[1] == 5
+    with pytest.raises(IncompleteError, match="needs 64 CPUs and 0 GPUs, and no node has them"):
+        plan_lanes(None, 64.0)
+    with pytest.raises(IncompleteError, match="needs 1 CPUs and 0.2 GPUs, and no node"):
+        plan_lanes(0.2, 1.0)
+
+
+def test_room_that_others_use():
+    @ray.remote(num_cpus=2)
+    class Busy:
+        def wait(self):
+            return True
+
+    busy = Busy.remote()
+    ray.get(busy.wait.remote())
+    try:
+        with pytest.raises(IncompleteError, match="others use all of the cluster now"):
+            plan_lanes(None, 1.0)
+    finally:
+        ray.kill(busy)
