@@ -37,6 +37,7 @@ BENCHMARKS = {
     "scoring": Benchmark(),
     "driver_memory": Benchmark(takes_images=False),
     "deep": Benchmark(needs=("pyiqa",)),
+    "seeds": Benchmark(),
 }
 
 

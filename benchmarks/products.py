@@ -16,6 +16,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -29,14 +30,16 @@ from iqa_ray.images import list_images
 SIGMAS = (4.0, 6.0, 8.0)
 
 
-def write_manifest(data: Path, out: Path, seed: int) -> pd.DataFrame:
-    """All images of the three splits; every second one of test as a blurred copy."""
+def write_manifest(
+    data: Path, out: Path, seed: int, blurred: Sequence[str] = ("test",)
+) -> pd.DataFrame:
+    """All images of the three splits; every second one of those in `blurred` as a blurred copy."""
     rng = np.random.default_rng(seed)
     rows = []
     for split in ("train", "val", "test"):
         table = list_images(str(data / split)).table.to_pandas()
         sigmas = np.zeros(len(table))
-        if split == "test":
+        if split in blurred:
             sigmas[rng.permutation(len(table))[: len(table) // 2]] = -1
             sigmas[sigmas < 0] = rng.choice(SIGMAS, int((sigmas < 0).sum()))
         for path, label, sigma in zip(table["path"], table["label"], sigmas, strict=True):

@@ -105,9 +105,9 @@ def train_runs(
     resources, num_lanes = plan
     weights = {name: ray.put(data) for name, data in material.weights.items()}
     chunks = load_on_nodes(material, resources, on_event)
-    shared = Shared(replace(material, weights={}), weights, chunks)
-    if any(run.recipe.freeze_backbone for run in runs):
-        shared.features = compute_features(runs, shared, resources)
+    shared = Shared(replace(material, weights={}), weights, chunks, {})
+    if frozen := [run for run in runs if run.recipe.freeze_backbone]:
+        shared.features = compute_features(frozen, shared, resources)
     waiting = {run.key: run for run in runs}
     tries = dict.fromkeys(waiting, 0)
     failures: list[RunFailure] = []
@@ -220,7 +220,7 @@ def _work(config: dict[str, Any]) -> None:
     board, shared = config["board"], config["shared"]
     material, files = shared.material, RunFiles(config["folder"])
     targets = torch.tensor(material.targets)  # a copy: what Ray holds cannot be written
-    inputs: dict[str, Any] = {}
+    inputs: dict[str, Inputs] = {}
     rank = train.get_context().get_world_rank()
     while (key := ray.get(board.take_run.remote(rank))) is not None:
         run: Run = config["runs"][key]
@@ -245,17 +245,12 @@ def _post_epoch(board: Any, key: str, row: dict[str, Any]) -> None:
     board.post.remote({"epoch": row, "key": key})
 
 
-def _open_inputs(run: Run, shared: Shared, opened: dict[str, Any]) -> Inputs:
+def _open_inputs(run: Run, shared: Shared, opened: dict[str, Inputs]) -> Inputs:
     """Images, or features of the run's backbone; each is fetched once a worker."""
     name = run.recipe.backbone if run.recipe.freeze_backbone else ""
     if name not in opened:
-        if shared.features is not None and name:
-            features = ray.get(shared.features[name])
-            opened[name] = torch.tensor(features)  # small, and Ray's own cannot be written
-        else:
-            opened[name] = shared.open_images()
-    inputs: Inputs = opened[name]
-    return inputs
+        opened[name] = shared.open_features(name) if name else shared.open_images()
+    return opened[name]
 
 
 def _summarise(result: Result) -> Result:

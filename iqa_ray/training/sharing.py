@@ -11,6 +11,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch import Tensor
 
 from iqa_ray.capacity import Resources
 from iqa_ray.cluster import list_nodes_with_room
@@ -22,6 +23,8 @@ from iqa_ray.training.pixels import load_pixels
 from iqa_ray.training.runs import Run
 
 _CHUNK_SIZE = 512  # images decoded by one task
+# whose features one task computes: whole batches, so that no image's batch depends on the cluster
+_PIECE_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,23 @@ class Shared:
         material: less the weights.
         weights: of each backbone.
         chunks: of each node, its images.
-        features: of each backbone, where it is frozen.
+        features: of each backbone where it is frozen, in pieces.
     """
 
     material: Material
     weights: dict[str, Any]
     chunks: dict[str, list[Any]]
-    features: dict[str, Any] | None = None
+    features: dict[str, list[Any]]
 
     def open_images(self) -> ChunkedImages:
         """The images, without a copy where this node has them."""
         here = ray.get_runtime_context().get_node_id()
         chunks = self.chunks.get(here) or next(iter(self.chunks.values()))
         return ChunkedImages(ray.get(chunks))
+
+    def open_features(self, backbone: str) -> Tensor:
+        """(N, F) features of all images."""
+        return torch.from_numpy(np.concatenate(ray.get(self.features[backbone])))
 
 
 def load_on_nodes(
@@ -115,7 +122,9 @@ def load_on_nodes(
     return chunks
 
 
-def compute_features(runs: Sequence[Run], shared: Shared, resources: Resources) -> dict[str, Any]:
+def compute_features(
+    runs: Sequence[Run], shared: Shared, resources: Resources
+) -> dict[str, list[Any]]:
     """The frozen features of each backbone, as references; they are the same for every run.
 
     Raises:
@@ -124,25 +133,28 @@ def compute_features(runs: Sequence[Run], shared: Shared, resources: Resources) 
     recipes = {run.recipe.backbone: run.recipe for run in runs}
     compute: Any = ray.remote(_extract)
     place = compute.options(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)
+    rows = np.arange(len(shared.material.paths))
+    pieces = [rows[start : start + _PIECE_SIZE] for start in range(0, len(rows), _PIECE_SIZE)]
     features = {
-        name: place.remote(recipe, shared, count_threads(resources))
+        name: [place.remote(recipe, shared, piece, count_threads(resources)) for piece in pieces]
         for name, recipe in recipes.items()
     }
     try:
-        ray.get(list(features.values()))
+        ray.get([reference for references in features.values() for reference in references])
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         raise IncompleteError(f"features could not be computed: {one_line(cause)}") from None
     return features
 
 
-def _extract(recipe: loop.Recipe, shared: Shared, num_threads: int) -> NDArray[np.float32]:
+def _extract(
+    recipe: loop.Recipe, shared: Shared, rows: NDArray[np.int64], num_threads: int
+) -> NDArray[np.float32]:
     torch.set_num_threads(num_threads)
-    images = shared.open_images()
     weights = ray.get(shared.weights[recipe.backbone])
     model = loop.start_training(recipe, 1, weights).model
-    rows = torch.arange(len(shared.material.paths))
-    features: NDArray[np.float32] = loop.compute_features(model, images, rows).numpy()
+    images = shared.open_images()
+    features: NDArray[np.float32] = loop.compute_features(model, images, torch.tensor(rows)).numpy()
     return features
 
 
