@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,13 +17,18 @@ from pydantic import Field, field_validator, model_validator
 from iqa_ray import cluster
 from iqa_ray.decoding import DEFAULT_MAX_PIXELS, hash_content
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.files import locate
+from iqa_ray.files import Location, locate
 from iqa_ray.progress import log
 from iqa_ray.scores import read_scores
 from iqa_ray.store import Workspace
 from iqa_ray.studies.splits import Splits
 from iqa_ray.train_job import TrainingJob
 from iqa_ray.training.augment import Augment
+
+if TYPE_CHECKING:  # PyTorch is for those that train
+    from iqa_ray.training.lanes import RunFailure
+    from iqa_ray.training.runs import Run
+    from iqa_ray.training.sharing import Material
 
 RUN_COLUMNS = (
     "arm", "backbone", "seed", "status", "error", "accuracy", "auc", "best_epoch", "last_accuracy",
@@ -166,7 +171,7 @@ def train_arms(
         for run in runs:
             files.forget(run)
     todo = [run for run in runs if files.read_result(run) is None]
-    failures = []
+    failures: list[RunFailure] = []
     if todo:
         material = Material(
             paths=pool["path"].tolist(),
@@ -188,7 +193,9 @@ def train_arms(
     return pd.DataFrame(rows, columns=RUN_COLUMNS)
 
 
-def _train(todo: Any, num_reused: int, material: Any, place: Any, job: ArmsJob) -> list[Any]:
+def _train(
+    todo: list[Run], num_reused: int, material: Material, place: Location, job: ArmsJob
+) -> list[RunFailure]:
     from iqa_ray.studies.live import LiveRuns
     from iqa_ray.training import lanes
 
@@ -211,7 +218,7 @@ def _make_runs(
     pool: pd.DataFrame,
     candidates: Candidates,
     weights: dict[str, bytes | None],
-) -> list[Any]:
+) -> list[Run]:
     """All seeds of an arm, then the next arm: seeds run side by side, and pairs end together."""
     from iqa_ray.training.loop import Recipe
     from iqa_ray.training.runs import Run
@@ -241,6 +248,7 @@ def _make_runs(
                 recipe = Recipe(backbone=backbone, seed=seed, **settings)
                 depends_on = [
                     _RUN_VERSION,
+                    arm,
                     {**asdict(recipe), "weights": hash_content(start) if start else None},
                     sorted(set(pool["label"])),
                     content,

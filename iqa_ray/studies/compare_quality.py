@@ -122,7 +122,9 @@ def _split(
             f"({', '.join(unknown[:5])})"
         )
     others = others[known].assign(image_id="test/" + others["image_id"], keep=True)
-    others = others.assign(content_hash=others["image_id"])
+    # nobody has read them yet: a changed file is another one by its size or time
+    changed = others["size_bytes"].astype(str) + " " + others["mtime_ns"].astype(str)
+    others = others.assign(content_hash=others["image_id"] + " " + changed)
     columns = ["image_id", "path", "label"]
     parts = splits.table[splits.table["part"] != "test"]
     tests = [others[columns].assign(arm=arm, part="test") for arm in parts["arm"].unique()]
