@@ -113,7 +113,9 @@ class LiveRuns:
 
         total = len(self._runs)
         reused = f", {self._num_reused} from before" if self._num_reused else ""
-        title = f"{self._num_done} of {total} runs{reused}, {self._estimate()} left"
+        is_starting = not self._rows and not self._num_done
+        state = "workers are starting" if is_starting else f"{self._estimate()} left"
+        title = f"{self._num_done} of {total} runs{reused}, {state}"
         table = Table(title=title, title_justify="left", title_style="")
         for name in ("arm", "backbone"):
             table.add_column(name)
