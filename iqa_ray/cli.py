@@ -14,7 +14,7 @@ import iqa_ray
 from iqa_ray.config import build_parser, parse_job
 from iqa_ray.errors import IncompleteError, UsageError
 
-DONE, INCOMPLETE, UNUSABLE = 0, 1, 2
+DONE, INCOMPLETE, UNUSABLE, ALERT = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,18 @@ COMMANDS = {
         "iqa-ray vary --workspace ws --backbone efficientnet_lite0 --freeze-backbone "
         "--removed 0,25,50",
     ),
+    "rescore": Command(
+        "iqa_ray.rescoring.jobs", "RescoreJob", "run_rescore", "describe_rescore",
+        "every night: score what is new or changed, vote again, look for drift",
+        "iqa-ray rescore photos --workspace ws\n"
+        "iqa-ray rescore s3://bucket/photos --workspace s3://bucket/ws --address auto "
+        "--alert-drift 0.25 --alert-rejected 0.1 --alert-errors 0.02",
+    ),
+    "compact": Command(
+        "iqa_ray.rescoring.jobs", "CompactJob", "run_compact", "describe_compact",
+        "merge the small parts that many nights leave behind",
+        "iqa-ray compact ws",
+    ),
     "weights": Command(
         "iqa_ray.weights_jobs", "WeightsJob", "run_weights", "describe_weights",
         "fetch the files of deep metrics and of classifiers, or verify them",
@@ -114,7 +126,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 incomplete, 2 unusable input."""
+    """Run one command and return its exit code.
+
+    0 done, 1 incomplete, 2 unusable input, 3 done but some threshold for an alert is exceeded.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(arguments)
@@ -162,7 +177,10 @@ def _run(arguments: list[str]) -> int:
     summary = command.load(command.run)(job)
     describe: Callable[[dict[str, Any]], str] = command.load(command.describe)
     print(json.dumps(summary, ensure_ascii=False) if as_json else describe(summary), flush=True)
-    return DONE
+    alerts: list[str] = summary.get("alerts", [])
+    for alert in alerts:
+        print(f"iqa-ray: alert: {alert}", file=sys.stderr)
+    return ALERT if alerts else DONE
 
 
 def _list_commands() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import inf, isfinite
@@ -11,6 +12,7 @@ import pyarrow as pa
 from pyarrow import compute as pc
 
 from iqa_ray.errors import UsageError
+from iqa_ray.files import list_files
 from iqa_ray.metrics.spec import SPECS, MetricSpec, get_spec
 from iqa_ray.store import Workspace
 
@@ -84,6 +86,13 @@ def scored_metrics(workspace: Workspace) -> list[str]:
         for name, spec in specs.items()
         if workspace.parts(scores_folder(name, spec.version)).exist()
     ]
+
+
+def known_metrics(workspace: Workspace) -> list[str]:
+    """The metrics that have scores at whatever version."""
+    folders = list_files(workspace.location / "scores", ".parquet")
+    found = (re.search(r"/metric=([^/]+)/", file.path) for file in folders)
+    return sorted({match.group(1) for match in found if match})
 
 
 def read_scores(workspace: Workspace, name: str) -> pa.Table:

@@ -69,7 +69,7 @@ def run_score(job: ScoreJob, make_worker: MakeWorker = ShardScorer) -> dict[str,
     if deep:
         record_specs(workspace, deep)
 
-    settings = json.dumps({"max_pixels": job.max_pixels})
+    settings = make_row_settings(job.max_pixels)
     fingerprints = make_fingerprints(listing.table, settings)
     missing = {
         group: _find_missing_metrics(workspace, group.specs, listing.table, fingerprints)
@@ -97,6 +97,11 @@ def run_score(job: ScoreJob, make_worker: MakeWorker = ShardScorer) -> dict[str,
         "images_per_s": round(num_to_score / seconds, 2),
         "workspace": str(workspace),
     }
+
+
+def make_row_settings(max_pixels: int) -> str:
+    """The settings that a row's fingerprint is made with, beside the metric's version."""
+    return json.dumps({"max_pixels": max_pixels})
 
 
 def _make_groups(job: ScoreJob) -> list[Group]:

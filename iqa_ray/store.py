@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import posixpath
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import yaml
 from numpy.typing import NDArray
 from pyarrow import compute as pc
 from pyarrow import fs as pafs
@@ -32,6 +34,7 @@ Fingerprints = NDArray[np.uint64]
 
 _METADATA_KEY = b"iqa_ray"
 _NUM_READERS = 8
+_NUM_LISTINGS = 5
 
 
 class Workspace:
@@ -125,6 +128,22 @@ class Workspace:
         now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
         self.write_text(f"configs/{name}-{now}.yaml", dump_settings(job))
 
+    def read_last_config(self, name: str) -> dict[str, Any]:
+        """The settings of a job's last run.
+
+        Raises:
+            UsageError: it was never run.
+        """
+        folder = self.location / "configs"
+        files = [
+            file
+            for file in list_files(folder, ".yaml")
+            if posixpath.basename(file.path).startswith(f"{name}-")
+        ]
+        if not files:
+            raise UsageError(f"{self} has no record of `iqa-ray {name}`: run it once first")
+        return dict(yaml.safe_load(read_bytes(files[-1])))
+
     def parts(self, name: str) -> Parts:
         """The table that is kept as parts below the folder `name`."""
         return Parts(self.location / name)
@@ -136,10 +155,15 @@ class Parts:
     def __init__(self, folder: Location) -> None:
         self.folder = folder
 
-    def write(self, table: pa.Table, fingerprints: Fingerprints, settings: str) -> None:
-        """Write the rows of one shard; the same shard again replaces its own part."""
+    def write(self, table: pa.Table, fingerprints: Fingerprints, settings: str) -> Location:
+        """Write the rows of one shard; the same shard again replaces its own part.
+
+        Returns the part's file.
+        """
         key = hashlib.blake2b(fingerprints.tobytes(), digest_size=10).hexdigest()
-        self._write_file(self.folder / f"part-{key}.parquet", table, fingerprints, settings)
+        file = self.folder / f"part-{key}.parquet"
+        self._write_file(file, table, fingerprints, settings)
+        return file
 
     def _write_file(
         self, file: Location, table: pa.Table, fingerprints: Fingerprints, settings: str
@@ -196,10 +220,89 @@ class Parts:
             file.filesystem.delete_file(file.path)
         return int((~keep).sum())
 
-    def _map_files(self, function: Any) -> list[Any]:
+    def copy_rows(
+        self, sources: Mapping[str, str], images: pa.Table, fingerprints: Fingerprints
+    ) -> int:
+        """Write rows of other images again as rows of these, where there are any.
+
+        Args:
+            sources: of each image id to write, the image id whose row it takes.
+            images: image_id and path of those to write.
+            fingerprints: of `images`, row for row.
+
+        Returns the number of rows written.
+        """
+        table = self.read()
+        if table is None or not sources:
+            return 0
+        wanted = images.filter(pc.is_in(images.column("image_id"), pa.array(list(sources))))
+        origins = pa.array([sources[i] for i in wanted.column("image_id").to_pylist()])
+        places = pc.index_in(origins, table.column("image_id").combine_chunks())
+        is_there = pc.is_valid(places)
+        rows = table.take(places.filter(is_there))
+        wanted = wanted.filter(is_there)
+        for name in ("image_id", "path"):
+            column = rows.schema.get_field_index(name)
+            rows = rows.set_column(column, rows.schema.field(name), wanted.column(name))
+        chosen = pc.index_in(wanted.column("image_id"), images.column("image_id").combine_chunks())
+        if rows.num_rows:
+            settings = str(_record_of(self._read_schema())["settings"])
+            self.write(rows.combine_chunks(), fingerprints[chosen.to_numpy()], settings)
+        return int(rows.num_rows)
+
+    def compact(self, largest_rows: int) -> tuple[int, int]:
+        """Merge parts until as few as possible remain, none over `largest_rows` if it was not.
+
+        A merged part is written before those that it holds are removed, and readers take a row
+        once however often it is there, so none ever sees a gap. Parts of different settings stay
+        apart. Returns the numbers of parts before and after.
+        """
         files = list_files(self.folder, ".parquet")
-        with ThreadPoolExecutor(_NUM_READERS) as pool:
-            return list(pool.map(function, files))
+        groups: dict[str, list[tuple[Location, pa.Table, Fingerprints]]] = {}
+        for file in files:
+            table = _read_part(file)
+            settings = str(_record_of(table.schema)["settings"])
+            if table.num_rows < largest_rows:
+                groups.setdefault(settings, []).append((file, table, _read_fingerprints(file)))
+        num_after = len(files)
+        for settings, parts in groups.items():
+            for batch in _batch_parts(parts, largest_rows):
+                merged = pa.concat_tables([table for _, table, _ in batch])
+                fingerprints = np.concatenate([prints for _, _, prints in batch])
+                # a run that was killed before may have left the same row in two parts
+                _, first = np.unique(fingerprints, return_index=True)
+                rows = np.sort(first)
+                kept = self.write(merged.take(rows).combine_chunks(), fingerprints[rows], settings)
+                for file, _, _ in batch:
+                    if file != kept:  # the merged one may be one of them, written again
+                        file.filesystem.delete_file(file.path)
+                num_after -= len(batch) - 1
+        return len(files), num_after
+
+    def _read_schema(self) -> pa.Schema:
+        return _read_part(list_files(self.folder, ".parquet")[0], []).schema
+
+    def _map_files(self, function: Any) -> list[Any]:
+        """Call `function` with every part; again with all, where one was compacted meanwhile."""
+        for attempt in range(_NUM_LISTINGS):
+            files = list_files(self.folder, ".parquet")
+            try:
+                with ThreadPoolExecutor(_NUM_READERS) as pool:
+                    return list(pool.map(function, files))
+            except FileNotFoundError:
+                if attempt == _NUM_LISTINGS - 1:
+                    raise
+        raise AssertionError("not reached")
+
+
+def list_parts_folders(workspace: Workspace) -> list[str]:
+    """The folders in a workspace that hold parts, such as `scores/metric=lapm/version=1`."""
+    base = len(workspace.location.path.rstrip("/")) + 1
+    files = list_files(workspace.location, ".parquet")
+    names = [file.path[base:] for file in files]
+    return sorted(
+        {posixpath.dirname(n) for n in names if posixpath.basename(n).startswith("part-")}
+    )
 
 
 def make_fingerprints(images: pa.Table, settings: str) -> Fingerprints:
@@ -249,6 +352,21 @@ def _read_fingerprints(file: Location) -> Fingerprints:
     schema = pq.read_schema(pa.BufferReader(read_bytes(file)))
     encoded = str(_record_of(schema).get("fingerprints", ""))
     return np.frombuffer(base64.b64decode(encoded), np.uint64)
+
+
+def _batch_parts(
+    parts: Sequence[tuple[Location, pa.Table, Fingerprints]], largest_rows: int
+) -> list[list[tuple[Location, pa.Table, Fingerprints]]]:
+    """Neighbours of at most so many rows together, two or more each."""
+    batches: list[list[tuple[Location, pa.Table, Fingerprints]]] = [[]]
+    num_rows = 0
+    for part in parts:
+        num_rows += part[1].num_rows
+        if num_rows > largest_rows and batches[-1]:
+            batches.append([])
+            num_rows = part[1].num_rows
+        batches[-1].append(part)
+    return [batch for batch in batches if len(batch) > 1]
 
 
 def _drop_repeated(table: pa.Table) -> pa.Table:
