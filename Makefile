@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test test-slow lint format bench clean
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -18,6 +18,10 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "no venv could be made; on Debian: apt-get install python3-venv" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary \
 		--constraint constraints.txt --editable '.[deep,lite,dev]'
+	@# pyiqa draws in opencv-python, over the same files; it wants libGL, which servers have not
+	$(BIN)/python -m pip uninstall --quiet --yes opencv-python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall \
+		--constraint constraints.txt opencv-python-headless
 	@touch $(STAMP)
 
 install: $(STAMP) ## make .venv and install everything into it
@@ -25,8 +29,11 @@ install: $(STAMP) ## make .venv and install everything into it
 demo: $(STAMP) ## the whole main job on 700 synthetic images (WORKSPACE=folder)
 	$(BIN)/iqa-ray demo --workspace "$(WORKSPACE)"
 
-test: $(STAMP) ## every test
-	$(BIN)/python -m pytest
+test: $(STAMP) ## every test but those that take more than half a minute each
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP) ## the others
+	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP) ## style and types
 	$(BIN)/ruff check .
