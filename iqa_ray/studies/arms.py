@@ -131,20 +131,24 @@ def read_candidates(workspace: Workspace) -> Candidates:
 
 def train_arms(
     workspace: Workspace,
+    name: str,
     folder: str,
     job: ArmsJob,
     backbones: Sequence[str],
-    splits: pd.DataFrame,
+    splits: Splits,
     candidates: Candidates,
 ) -> pd.DataFrame:
     """Train every backbone on every arm with every seed, as far as that is not done yet.
 
+    Writes `splits.parquet` and `runs.parquet`.
+
     Args:
         workspace: the tables' place.
-        folder: of the study in it.
+        name: of the job, for its record.
+        folder: of the study in the workspace.
         job: how to train.
         backbones: names.
-        splits: arm, part, image_id, path, label (see `studies.splits`).
+        splits: who is trained and tested on what.
         candidates: where the images came from.
 
     Returns:
@@ -154,6 +158,27 @@ def train_arms(
         UsageError: weights that cannot be had.
         IncompleteError: no room, or images that can no longer be read.
     """
+    for note in splits.notes:
+        log(note)
+    workspace.prepare()
+    workspace.record_config(name, job)
+    _write(workspace, f"{folder}/splits.parquet", splits.table)
+    runs = _train_missing(workspace.location / folder, job, backbones, splits.table, candidates)
+    _write(workspace, f"{folder}/runs.parquet", runs)
+    return runs
+
+
+def _write(workspace: Workspace, name: str, frame: pd.DataFrame) -> None:
+    workspace.write_table(name, pa.Table.from_pandas(frame, preserve_index=False))
+
+
+def _train_missing(
+    place: Location,
+    job: ArmsJob,
+    backbones: Sequence[str],
+    splits: pd.DataFrame,
+    candidates: Candidates,
+) -> pd.DataFrame:
     from iqa_ray.training.initial_weights import find_weights
     from iqa_ray.training.runs import RunFiles
     from iqa_ray.training.sharing import Material
@@ -165,7 +190,6 @@ def train_arms(
     pool = splits.drop_duplicates("image_id").reset_index(drop=True)
     classes, targets = np.unique(pool["label"].to_numpy(str), return_inverse=True)
     runs = _make_runs(job, backbones, splits, pool, candidates, weights)
-    place = workspace.location / folder
     files = RunFiles(place)
     if job.restart:
         for run in runs:
@@ -259,11 +283,9 @@ def _make_runs(
     return runs
 
 
-def write_runs(workspace: Workspace, folder: str, runs: pd.DataFrame) -> None:
-    """Write `runs.parquet`: the epoch history is a list of records."""
-    workspace.write_table(
-        f"{folder}/runs.parquet", pa.Table.from_pandas(runs, preserve_index=False)
-    )
+def write_summary(workspace: Workspace, folder: str, summary: pd.DataFrame) -> None:
+    """Write a study's `summary.parquet`."""
+    _write(workspace, f"{folder}/summary.parquet", summary)
 
 
 def check_runs(runs: pd.DataFrame, text: str) -> None:
@@ -281,8 +303,10 @@ def check_runs(runs: pd.DataFrame, text: str) -> None:
         )
 
 
-def summarise_study(splits: Splits, runs: pd.DataFrame, start_s: float) -> dict[str, Any]:
-    """The numbers that a study's summary begins with."""
+def summarise_study(
+    workspace: Workspace, splits: Splits, runs: pd.DataFrame, text: str, start_s: float
+) -> dict[str, Any]:
+    """What the summary of every study has; `text` is its table for people."""
     first = splits.table[splits.table["arm"] == splits.table["arm"].iloc[0]]
     sizes = first["part"].value_counts()
     return {
@@ -290,6 +314,8 @@ def summarise_study(splits: Splits, runs: pd.DataFrame, start_s: float) -> dict[
         "num_classes": int(splits.table["label"].nunique()),
         "num_runs": len(runs),
         "notes": splits.notes,
+        "text": text,
+        "workspace": str(workspace),
         "seconds": round(time.monotonic() - start_s, 3),
     }
 

@@ -12,7 +12,6 @@ from pydantic import Field, field_validator
 from iqa_ray.errors import UsageError
 from iqa_ray.holdout import find_same_images
 from iqa_ray.images import list_images
-from iqa_ray.progress import log
 from iqa_ray.store import Workspace
 from iqa_ray.studies.arms import (
     ArmsJob,
@@ -22,7 +21,7 @@ from iqa_ray.studies.arms import (
     read_candidates,
     summarise_study,
     train_arms,
-    write_runs,
+    write_summary,
 )
 from iqa_ray.studies.splits import Splits, split_quality
 from iqa_ray.studies.statistics import compare_arms, format_comparison, summarise_arms
@@ -67,26 +66,14 @@ def run_compare(job: CompareJob) -> dict[str, Any]:
     workspace = Workspace(job.workspace)
     candidates = read_candidates(workspace)
     splits, candidates = _split(workspace, candidates, job)
-    for note in splits.notes:
-        log(note)
-    workspace.prepare()
-    workspace.record_config("compare", job)
-    table = pa.Table.from_pandas(splits.table, preserve_index=False)
-    workspace.write_table(f"{FOLDER}/splits.parquet", table)
-    runs = train_arms(workspace, FOLDER, job, job.backbones, splits.table, candidates)
-    write_runs(workspace, FOLDER, runs)
+    runs = train_arms(workspace, "compare", FOLDER, job, job.backbones, splits, candidates)
     summary, comparison = summarise_arms(runs), compare_arms(runs)
-    both = summary.merge(comparison, on="backbone")
-    workspace.write_table(
-        f"{FOLDER}/summary.parquet", pa.Table.from_pandas(both, preserve_index=False)
-    )
+    write_summary(workspace, FOLDER, summary.merge(comparison, on="backbone"))
     text = format_comparison(summary, comparison)
     check_runs(runs, text)
     return {
-        **summarise_study(splits, runs, start_s),
+        **summarise_study(workspace, splits, runs, text, start_s),
         "comparison": comparison.astype(object).where(comparison.notna(), None).to_dict("records"),
-        "text": text,
-        "workspace": str(workspace),
     }
 
 

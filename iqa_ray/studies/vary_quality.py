@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import pyarrow as pa
 from pydantic import Field, field_validator
 
 from iqa_ray.files import write_bytes
-from iqa_ray.progress import log
 from iqa_ray.report.figures import draw_shares
 from iqa_ray.scores import find_spec
 from iqa_ray.store import Workspace
@@ -20,7 +18,7 @@ from iqa_ray.studies.arms import (
     read_candidates,
     summarise_study,
     train_arms,
-    write_runs,
+    write_summary,
 )
 from iqa_ray.studies.splits import REMOVED, SHARES, rank_quality, split_varying
 from iqa_ray.studies.statistics import format_varying, summarise_arms
@@ -61,27 +59,16 @@ def run_vary(job: VaryJob) -> dict[str, Any]:
     scores = candidates.frame.set_index("image_id")[list(candidates.metrics)]
     quality = rank_quality(scores, directions)
     splits = split_varying(candidates.frame, quality, job.split_seed, job.num_train, job.removed)
-    for note in splits.notes:
-        log(note)
-    workspace.prepare()
-    workspace.record_config("vary", job)
-    table = pa.Table.from_pandas(splits.table, preserve_index=False)
-    workspace.write_table(f"{FOLDER}/splits.parquet", table)
-    runs = train_arms(workspace, FOLDER, job, [job.backbone], splits.table, candidates)
-    write_runs(workspace, FOLDER, runs)
+    runs = train_arms(workspace, "vary", FOLDER, job, [job.backbone], splits, candidates)
     summary = summarise_arms(runs)
     summary["removed_percent"] = summary["arm"].str.removeprefix(REMOVED).astype(int)
-    workspace.write_table(
-        f"{FOLDER}/summary.parquet", pa.Table.from_pandas(summary, preserve_index=False)
-    )
+    write_summary(workspace, FOLDER, summary)
     write_bytes(workspace.location / f"{FOLDER}/curve.png", draw_shares(summary))
     text = format_varying(summary)
     check_runs(runs, text)
     return {
-        **summarise_study(splits, runs, start_s),
+        **summarise_study(workspace, splits, runs, text, start_s),
         "table": summary.astype(object).where(summary.notna(), None).to_dict("records"),
-        "text": text,
-        "workspace": str(workspace),
     }
 
 
