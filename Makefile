@@ -29,10 +29,10 @@ install: $(STAMP) ## make .venv and install everything into it
 demo: $(STAMP) ## the whole main job on 700 synthetic images (WORKSPACE=folder)
 	$(BIN)/iqa-ray demo --workspace "$(WORKSPACE)"
 
-test: $(STAMP) ## every test but those that take more than half a minute each
+test: $(STAMP) ## every test but the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(STAMP) ## the others
+test-slow: $(STAMP) ## those that take more than twenty seconds each
 	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP) ## style and types

@@ -72,6 +72,7 @@ def read_runs(ws, study="quality"):
     ]
 
 
+@pytest.mark.slow
 def test_compare(ws, monkeypatch, tmp_path):
     summary = compare(ws, log_dir=str(tmp_path / "log"))
     runs = pd.read_parquet(f"{ws}/comparisons/quality/runs.parquet")
@@ -122,6 +123,7 @@ def check_splits(ws):
     assert tests["high"] == tests["all"]
 
 
+@pytest.mark.slow
 def test_vary(ws):
     job = {"workspace": ws, "backbone": "resnet18", **SMALL, "epochs": 1, "removed": (0, 25, 50)}
     summary = run_vary(make_job(VaryJob, job))

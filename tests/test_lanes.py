@@ -110,6 +110,7 @@ def test_a_run_that_kills_its_worker_is_given_up(material, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_run_that_raises_costs_only_itself(material, tmp_path):
     runs = make_runs(2, freeze_backbone=True)
     bad = Run(

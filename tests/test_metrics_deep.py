@@ -119,6 +119,7 @@ def test_scores_are_pyiqa_s(create, name, sizes):
     assert len(set(scores)) == len(scores)
 
 
+@pytest.mark.slow
 def test_maniqa_of_one_crop_is_that_of_equal_ones(create, monkeypatch):
     """pyiqa scores the same crop twenty times; two of them show it, in a tenth of the time."""
     from pyiqa.archs import maniqa_arch

@@ -141,6 +141,7 @@ def test_training_on_a_share_holds_it_out_and_repeats_for_nothing(scored, capfd)
 
 
 @pytest.mark.usefixtures("trained_here")
+@pytest.mark.slow
 def test_other_settings_train_anew_and_other_weights_too(scored, tmp_path):
     import torch
 
