@@ -129,6 +129,16 @@ def test_a_run_that_diverges_says_when(files):
     assert files.read_result(run)["status"] == "diverged"
 
 
+def test_half_written_checkpoints_are_removed(files, tmp_path):
+    run = make_run()
+    files.write_checkpoint(run, {"history": [1]})
+    for name in (".k.pt.0123.tmp", ".other.pt.0123.tmp"):
+        (tmp_path / "checkpoints" / name).write_bytes(b"half")
+    assert files.read_checkpoint(run) == {"history": [1]}
+    left = {file.name for file in (tmp_path / "checkpoints").iterdir()}
+    assert left == {"k.pt", ".other.pt.0123.tmp"}
+
+
 def test_files_are_forgotten(files):
     run = make_run()
     files.write_checkpoint(run, {"history": []})

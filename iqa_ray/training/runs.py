@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pyarrow import fs as pafs
 from torch import Tensor
 
 from iqa_ray.files import Location, read_bytes, write_bytes
@@ -65,6 +66,12 @@ class RunFiles:
         self._remove(self._checkpoint(run))
 
     def read_checkpoint(self, run: Run) -> dict[str, Any] | None:
+        """The state that a run goes on from; what a killed writer left half written is removed."""
+        folder = self._folder / "checkpoints"
+        selector = pafs.FileSelector(folder.path, allow_not_found=True)
+        for info in folder.filesystem.get_file_info(selector):
+            if info.base_name.startswith(f".{run.key}."):
+                folder.filesystem.delete_file(info.path)
         try:
             data = read_bytes(self._checkpoint(run))
         except FileNotFoundError:
