@@ -18,6 +18,11 @@ class Resources:
     num_cpus: float = 1.0
     num_gpus: float = 0.0
 
+    @property
+    def num_threads(self) -> int:
+        """Threads that it may compute on: one a CPU."""
+        return max(1, int(self.num_cpus))
+
 
 @dataclass(frozen=True)
 class PoolPlan:
@@ -25,10 +30,6 @@ class PoolPlan:
 
     num_actors: int
     resources: Resources
-
-    @property
-    def num_threads(self) -> int:
-        return max(1, int(self.resources.num_cpus))
 
 
 def share_nodes(

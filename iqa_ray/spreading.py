@@ -165,7 +165,9 @@ def _plan(
         plans[group] = plan, make_cpu
         if group.weights is not None:
             max_side = choose_max_side(job, group.names[0])
-            deep_plan = DeepPlan(group.weights, device, plan.num_threads, job.precision, max_side)
+            deep_plan = DeepPlan(
+                group.weights, device, plan.resources.num_threads, job.precision, max_side
+            )
             plans[group] = plan, partial(DeepShardScorer, source, deep_plan)
     return plans
 

@@ -11,6 +11,7 @@ from pathlib import Path
 # local clusters of the tests need no token; set before Ray is imported
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.pop("RAY_ADDRESS", None)
 # actors unpickle workers that are defined in test modules
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -39,6 +40,7 @@ def ray_session() -> Iterator[None]:
     import ray
 
     ray.init(
+        address="local",  # never a cluster that runs here already
         num_cpus=2,
         include_dashboard=False,
         logging_level="warning",

@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,14 @@ from iqa_ray.rescoring.drift import Drift, compare_shares, find_alerts, measure_
 from iqa_ray.rescoring.history import LISTING_FILE, append_deleted, append_run, read_listing
 from iqa_ray.rescoring.lock import hold_lock
 from iqa_ray.score_job import ScoreJob
-from iqa_ray.scores import find_spec, known_metrics, read_scores, scored_metrics, scores_folder
+from iqa_ray.scores import (
+    count_failures,
+    find_spec,
+    known_metrics,
+    read_scores,
+    scored_metrics,
+    scores_folder,
+)
 from iqa_ray.scoring import make_row_settings, run_score
 from iqa_ray.selection.jobs import (
     CUTOFFS_FILE,
@@ -112,11 +120,11 @@ class _Night:
     def counts(self) -> dict[str, int]:
         return {f"num_{name}": getattr(self.changes, name).num_rows for name in _CLASSES}
 
-    @property
-    def tonight(self) -> set[str]:
+    @cached_property
+    def tonight(self) -> pa.Array:
         """Ids of the images that are new or have changed."""
-        tables = (self.changes.new, self.changes.changed)
-        return {row for table in tables for row in table.column("image_id").to_pylist()}
+        tables = [self.changes.new, self.changes.changed]
+        return pa.concat_tables(tables).column("image_id").combine_chunks()
 
 
 def run_rescore(job: RescoreJob) -> dict[str, Any]:
@@ -143,11 +151,14 @@ def run_rescore(job: RescoreJob) -> dict[str, Any]:
             raise
         vote = _vote(workspace, night, job)
         drifts = _measure_drifts(workspace, night, scored["metrics"])
-        failed = _count_failed(workspace, night, scored["metrics"])
+        listed = night.listing.table
+        failed = count_failures(
+            workspace, scored["metrics"], listed.filter(pa.array(_mark(listed, night)))
+        )
         alerts = find_alerts(
             drifts,
             vote["change"],
-            failed,
+            failed["images"],
             len(night.tonight),
             job.alert_drift,
             job.alert_rejected,
@@ -275,13 +286,12 @@ def _last_settings(workspace: Workspace, name: str, job: RescoreJob) -> dict[str
 
 def _mark(images: pa.Table, night: _Night) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """(n,) which of `images` are new or changed."""
-    ids = pa.array(sorted(night.tonight), pa.string())
-    return np.asarray(pc.is_in(images.column("image_id"), value_set=ids))
+    return np.asarray(pc.is_in(images.column("image_id"), value_set=night.tonight))
 
 
 def _measure_drifts(workspace: Workspace, night: _Night, metrics: list[str]) -> dict[str, Drift]:
     """Tonight's scores beside those of all other listed images, a metric each."""
-    if not night.tonight:
+    if not len(night.tonight):
         return {}
     listed = night.listing.table.column("image_id").combine_chunks()
     drifts = {}
@@ -292,16 +302,6 @@ def _measure_drifts(workspace: Workspace, night: _Night, metrics: list[str]) -> 
         tonight = _mark(scores, night)
         drifts[name] = measure_drift(values[~tonight], values[tonight])
     return drifts
-
-
-def _count_failed(workspace: Workspace, night: _Night, metrics: list[str]) -> int:
-    """How many of tonight's images some metric has no score for."""
-    failed: set[str] = set()
-    for name in metrics:
-        scores = read_scores(workspace, name)
-        bad = scores.filter(pc.not_equal(scores.column("status"), "ok"))
-        failed |= set(bad.column("image_id").to_pylist())
-    return len(failed & night.tonight)
 
 
 def describe_rescore(summary: dict[str, Any]) -> str:

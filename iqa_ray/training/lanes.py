@@ -34,7 +34,6 @@ from iqa_ray.training.sharing import (
     Material,
     Shared,
     compute_features,
-    count_threads,
     load_on_nodes,
 )
 
@@ -195,7 +194,7 @@ class _Group:
                 "shared": self.shared,
                 "folder": self.folder,
                 "board": board,
-                "num_threads": count_threads(self.resources),
+                "num_threads": self.resources.num_threads,
             },
             torch_config=TorchConfig(backend="gloo"),  # several workers share a GPU
             scaling_config=train.ScalingConfig(

@@ -148,12 +148,7 @@ class Trainer:
             torch.cuda.set_rng_state(state["random_cuda"], self._device)
 
 
-def start_training(
-    recipe: Recipe,
-    num_classes: int,
-    weights: bytes | None = None,
-    device: torch.device | None = None,
-) -> Trainer:
+def start_training(recipe: Recipe, num_classes: int, weights: bytes | None = None) -> Trainer:
     """Make a classifier and its trainer; the seed alone decides what is random in them.
 
     `weights` are the content of the file that `find_weights` names, for where it is not.

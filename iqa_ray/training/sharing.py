@@ -136,7 +136,7 @@ def compute_features(
     rows = np.arange(len(shared.material.paths))
     pieces = [rows[start : start + _PIECE_SIZE] for start in range(0, len(rows), _PIECE_SIZE)]
     features = {
-        name: [place.remote(recipe, shared, piece, count_threads(resources)) for piece in pieces]
+        name: [place.remote(recipe, shared, piece, resources.num_threads) for piece in pieces]
         for name, recipe in recipes.items()
     }
     try:
@@ -156,8 +156,3 @@ def _extract(
     images = shared.open_images()
     features: NDArray[np.float32] = loop.compute_features(model, images, torch.tensor(rows)).numpy()
     return features
-
-
-def count_threads(resources: Resources) -> int:
-    """PyTorch's threads of a worker: one a CPU."""
-    return max(1, int(resources.num_cpus))
