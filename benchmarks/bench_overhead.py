@@ -11,7 +11,7 @@ into an empty workspace, and each worker has scored a few images before its cloc
          that they share, goes to whoever asks, so that a core which others slow down gets fewer, as
          under Ray. Timed from the word to begin until the last process says that it is done. Ray
          is down meanwhile.
-  ray    `iqa_ray.cluster.run_shards` with Ray already up. Timed from the beginning of the first
+  ray    `iqa_ray.pools.run_shards` with Ray already up. Timed from the beginning of the first
          shard until the driver knows of the last one; where an actor comes up later than the
          first, that counts against Ray. `ray_with_actors_start` is the whole call: starting the
          actors, warming them up and ending them too. `ray_with_its_start` adds starting and ending
@@ -37,6 +37,7 @@ from benchmarks.report import make_parser, print_result, summarise
 from benchmarks.runs import METRICS, SHARD_SIZE, cut_shards, make_scorer
 from iqa_ray import cluster
 from iqa_ray.capacity import Resources
+from iqa_ray.pools import Pool, run_shards
 from iqa_ray.progress import log
 from iqa_ray.shards import Shard
 
@@ -104,8 +105,8 @@ def time_ray(make: MakeWorker, shards: list[Shard], num_actors: int) -> dict[str
     ray_start = monotonic()
     with cluster.connect(None):
         start = monotonic()
-        failures = cluster.run_shards(
-            [cluster.Pool(make, shards, num_actors, Resources())],
+        failures = run_shards(
+            [Pool(make, shards, num_actors, Resources())],
             lambda _, __, summary: done.append((summary, monotonic())),
         )
         end = monotonic()

@@ -21,6 +21,7 @@ from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import locate, read_bytes, write_bytes
 from iqa_ray.holdout import find_same_images, find_split
 from iqa_ray.images import LabelMode, list_images
+from iqa_ray.pools import Pool, run_shards
 from iqa_ray.predictions import PREDICTIONS_FILE, import_predictions, judge_predictions
 from iqa_ray.progress import LINE_INTERVAL_S, Progress, log
 from iqa_ray.store import Fingerprints, Workspace, find_missing, make_fingerprints
@@ -323,8 +324,8 @@ def _predict_missing(
     num_actors = cluster.count_actors(job.num_actors, resources, len(shards))
     make = partial(ShardPredictor, str(workspace), key, options, max_pixels)
     with Progress(len(rows), "predict") as progress:
-        pool = cluster.Pool(make, shards, num_actors, resources)
-        failures = cluster.run_shards([pool], lambda _, __, done: progress.update(done))
+        pool = Pool(make, shards, num_actors, resources)
+        failures = run_shards([pool], lambda _, __, done: progress.update(done))
     if failures:
         raise IncompleteError(
             f"{len(failures)} of {len(shards)} shards have no predictions: {failures[0].reason}; "

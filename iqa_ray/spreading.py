@@ -19,6 +19,7 @@ from iqa_ray.errors import IncompleteError
 from iqa_ray.metrics.deep import Device
 from iqa_ray.metrics.spec import MetricSpec
 from iqa_ray.metrics.weights import Weights
+from iqa_ray.pools import Pool, ShardFailure, run_shards
 from iqa_ray.progress import Progress, log
 from iqa_ray.score_job import ScoreJob, takes_max_side
 from iqa_ray.shards import Shard, Source
@@ -111,7 +112,7 @@ def spread_groups(
     for group, (plan, make) in _plan(job, source, missing, make_worker).items():
         work = _cut_shards(group, images, fingerprints, missing[group], plan, job.shard_size)
         works.append(work)
-        pools.append(cluster.Pool(make, work.shards, plan.num_actors, plan.resources))
+        pools.append(Pool(make, work.shards, plan.num_actors, plan.resources))
 
     with Progress(int((num_left > 0).sum()), "score") as progress:
 
@@ -121,7 +122,7 @@ def spread_groups(
             works[pool].note(done)
             progress.update(int((num_left[rows] == 0).sum()), done["num_failed"])
 
-        failures = cluster.run_shards(pools, count)
+        failures = run_shards(pools, count)
     if failures:
         raise IncompleteError(_describe_lost(works, failures))
     return works
@@ -172,7 +173,7 @@ def _plan(
     return plans
 
 
-def _describe_lost(works: list[GroupWork], failures: list[cluster.ShardFailure]) -> str:
+def _describe_lost(works: list[GroupWork], failures: list[ShardFailure]) -> str:
     lost = [works[failure.pool].shards[failure.index] for failure in failures]
     named = "; ".join(
         f"shard {failure.index} of {', '.join(shard.metrics)} ({_first_path(shard)!r} and "

@@ -21,6 +21,7 @@ LAYERS = [
     ["metrics", "distortions", "data.dotcodes"],
     ["capacity", "reading", "scores"],
     ["cluster", "shards", "score_job", "train_job"],
+    ["pools"],
     ["deep_shards", "training.initial_weights"],
     ["spreading", "predictions", "holdout", "data.jobs"],
     ["scoring", "report.figures", "weights_jobs"],
@@ -40,6 +41,7 @@ LAYERS = [
 ]
 MAY_IMPORT_RAY = {
     "cluster",
+    "pools",
     "training.boards",
     "training.seeds",
     "training.sharing",

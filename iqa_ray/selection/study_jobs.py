@@ -21,6 +21,7 @@ from iqa_ray.decoding import ImageError
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import write_bytes
 from iqa_ray.images import list_images, relative_name
+from iqa_ray.pools import Pool, run_shards
 from iqa_ray.progress import Progress, log
 from iqa_ray.report.figures import draw_series
 from iqa_ray.score_job import ScoreJob, ScoringJob
@@ -236,9 +237,7 @@ def _make_series(workspace: Workspace, plan: _Plan, job: StudyJob) -> pd.DataFra
             rows[index] = made
             progress.update(1)
 
-        failures = cluster.run_shards(
-            [cluster.Pool(make, plan.samples, num_actors, resources)], collect
-        )
+        failures = run_shards([Pool(make, plan.samples, num_actors, resources)], collect)
     if failures:
         first = failures[0]
         raise IncompleteError(

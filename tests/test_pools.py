@@ -11,6 +11,7 @@ import pytest
 from iqa_ray import cluster
 from iqa_ray.capacity import Resources
 from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.pools import Pool, run_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 HALF = Resources(num_cpus=0.5)
@@ -22,8 +23,8 @@ def make_doubler():
 
 def run(make_worker, shards, num_actors=2, resources=HALF):
     done: dict[int, object] = {}
-    pool = cluster.Pool(make_worker, shards, num_actors, resources)
-    failures = cluster.run_shards([pool], lambda _, index, result: done.__setitem__(index, result))
+    pool = Pool(make_worker, shards, num_actors, resources)
+    failures = run_shards([pool], lambda _, index, result: done.__setitem__(index, result))
     return done, failures
 
 
@@ -90,7 +91,7 @@ def test_actors_that_cannot_start_end_the_run():
 
 
 def test_a_pool_that_finds_no_room_gives_up(monkeypatch):
-    monkeypatch.setattr(cluster, "START_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("iqa_ray.pools.START_TIMEOUT_S", 2.0)
     start = time.monotonic()
     with pytest.raises(IncompleteError, match="no actor could be placed"):
         run(make_doubler, [1], resources=Resources(num_cpus=64))
@@ -173,10 +174,10 @@ def test_pools_run_side_by_side(tmp_path):
     """Each pool's shards end only when the other pool has begun."""
     done = []
     pools = [
-        cluster.Pool(partial(make_waiter, tmp_path, "a", "b"), [0, 1, 2], 1, HALF),
-        cluster.Pool(partial(make_waiter, tmp_path, "b", "a"), [0, 1], 1, HALF),
+        Pool(partial(make_waiter, tmp_path, "a", "b"), [0, 1, 2], 1, HALF),
+        Pool(partial(make_waiter, tmp_path, "b", "a"), [0, 1], 1, HALF),
     ]
-    failures = cluster.run_shards(pools, lambda *what: done.append(what))
+    failures = run_shards(pools, lambda *what: done.append(what))
     assert failures == []
     assert sorted(done) == [(0, 0, "a"), (0, 1, "a"), (0, 2, "a"), (1, 0, "b"), (1, 1, "b")]
 
@@ -184,20 +185,20 @@ def test_pools_run_side_by_side(tmp_path):
 def test_a_finished_pool_makes_room_for_one_that_waits():
     whole = Resources(num_cpus=2.0)
     pools = [
-        cluster.Pool(make_doubler, [1, 2], 1, whole),
-        cluster.Pool(make_doubler, [3], 1, whole),
+        Pool(make_doubler, [1, 2], 1, whole),
+        Pool(make_doubler, [3], 1, whole),
     ]
     done = []
-    assert cluster.run_shards(pools, lambda *what: done.append(what)) == []
+    assert run_shards(pools, lambda *what: done.append(what)) == []
     assert sorted(done) == [(0, 0, 2), (0, 1, 4), (1, 0, 6)]
 
 
 def test_a_failure_names_its_pool():
     pools = [
-        cluster.Pool(make_doubler, [1, 2], 1, HALF),
-        cluster.Pool(make_raiser, [0, 1], 1, HALF),
+        Pool(make_doubler, [1, 2], 1, HALF),
+        Pool(make_raiser, [0, 1], 1, HALF),
     ]
-    (failure,) = cluster.run_shards(pools, lambda *_: None)
+    (failure,) = run_shards(pools, lambda *_: None)
     assert (failure.pool, failure.index) == (1, 0)
 
 
