@@ -16,7 +16,7 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,9 @@ from pyarrow import parquet as pq
 from iqa_ray.config import Job, dump_settings
 from iqa_ray.errors import UsageError
 from iqa_ray.files import Location, list_files, locate, one_line, read_bytes, write_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Fingerprints = NDArray[np.uint64]
 
@@ -88,6 +91,12 @@ class Workspace:
     ) -> None:
         """Write `table` whole or not at all, with `record` in its metadata."""
         write_bytes(self.location / name, _to_parquet(table, record))
+
+    def write_frame(
+        self, name: str, frame: pd.DataFrame, record: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write `frame`, less its index, as `write_table` does."""
+        self.write_table(name, pa.Table.from_pandas(frame, preserve_index=False), record)
 
     def read_record(self, name: str) -> dict[str, Any] | None:
         """The record in the metadata of table `name`; None if there is no such table."""
