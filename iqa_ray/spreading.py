@@ -24,6 +24,7 @@ from iqa_ray.progress import Progress, log
 from iqa_ray.score_job import ScoreJob, takes_max_side
 from iqa_ray.shards import Shard, Source
 from iqa_ray.store import Fingerprints
+from iqa_ray.telemetry import MeasuredScorer
 
 # a part should be worth a file, and a lost shard not worth a tear
 SMALLEST_SHARD, LARGEST_SHARD = 32, 512
@@ -112,7 +113,9 @@ def spread_groups(
     for group, (plan, make) in _plan(job, source, missing, make_worker).items():
         work = _cut_shards(group, images, fingerprints, missing[group], plan, job.shard_size)
         works.append(work)
-        pools.append(Pool(make, work.shards, plan.num_actors, plan.resources))
+        name = group.names[0] if group.weights else "cpu"
+        make_measured = partial(MeasuredScorer, make, name)
+        pools.append(Pool(make_measured, work.shards, plan.num_actors, plan.resources))
 
     with Progress(int((num_left > 0).sum()), "score") as progress:
 
