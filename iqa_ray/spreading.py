@@ -139,7 +139,9 @@ def _plan(
 ) -> dict[Group, tuple[PoolPlan, Any]]:
     """For each group: its actors and what each asks for, and what makes their workers."""
     num_models = sum(group.weights is not None for group in missing)
-    num_images = {group: int((mask > 0).sum()) for group, mask in missing.items()}
+    # models first: actors of CPU metrics can go anywhere, and would take their places
+    groups = sorted(missing, key=lambda group: group.weights is None)
+    num_images = {group: int((missing[group] > 0).sum()) for group in groups}
     make_cpu = partial(make_worker, source)
     if num_models == 0:
         resources = Resources(num_cpus=job.cpus_per_actor)
@@ -152,10 +154,12 @@ def _plan(
         }
     cpu_plan, model_plan = share_nodes(
         cluster.list_nodes(),
+        cluster.list_nodes(job.placement.labels),
         num_models,
         len(missing) > num_models,
         job.cpus_per_actor,
         job.gpus_per_actor,
+        job.placement,
     )
     device: Device = "cuda" if model_plan.resources.num_gpus else "cpu"
     if device == "cpu":

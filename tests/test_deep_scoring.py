@@ -15,7 +15,7 @@ import iqa_ray
 from iqa_ray import cluster, metrics, scoring
 from iqa_ray.config import make_job
 from iqa_ray.deep_shards import DeepPlan, DeepShardScorer
-from iqa_ray.errors import UsageError
+from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.images import list_images
 from iqa_ray.metrics import deep
 from iqa_ray.metrics.pulling import prepare_weights
@@ -232,7 +232,21 @@ def test_weights_that_go_bad_after_the_check_end_the_run(
 
 
 def test_gpus_that_are_not_there(mixed, tmp_path, weights_folder):
-    from iqa_ray.errors import IncompleteError
-
     with pytest.raises(IncompleteError, match="needs .* 0.5 GPUs, but this machine has .* 0 GPUs"):
         score(mixed, tmp_path / "ws", weights_folder, ("cnniqa",), gpus_per_actor=0.5)
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"scorer": 1}, "0 GPUs and 1 scorer, but this machine has .* 0 scorer; where"),
+        (
+            {"zone": "a"},
+            "on a node with zone=a, but this machine has .*, and not this label",
+        ),
+        ({"scorer": 1, "zone": "!a"}, "1 scorer on a node with zone=!a, but .* 0 scorer; where"),
+    ],
+)
+def test_places_that_are_not_there(mixed, tmp_path, weights_folder, resources, message):
+    with pytest.raises(IncompleteError, match=message):
+        score(mixed, tmp_path / "ws", weights_folder, ("lapm", "cnniqa"), resources=resources)
