@@ -145,10 +145,10 @@ class RunningCluster:
         return 0
 
 
-def wait_for(is_so: Callable[[], bool]) -> None:
+def wait_for(is_so: Callable[[], bool], log: Path | None = None) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not is_so():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, log and log.read_text()
         time.sleep(0.5)
 
 
@@ -199,10 +199,10 @@ def running(tmp_path_factory) -> Iterator[RunningCluster]:
             f"127.0.0.1:{gcs}", f"ray://127.0.0.1:{client}", f"http://127.0.0.1:{dashboard}",
             [], env,
         )  # fmt: skip
-        wait_for(lambda: cluster.count_nodes() == 1)
+        wait_for(lambda: cluster.count_nodes() == 1, logs / "head.log")
         worker = start_node(f"--address={cluster.gcs}", env=env, log=logs / "worker.log")
         nodes.append(worker)
-        wait_for(lambda: cluster.count_nodes() == 2)
+        wait_for(lambda: cluster.count_nodes() == 2, logs / "worker.log")
         cluster.metrics_ports.extend(port for _, port in nodes)
         yield cluster
     finally:

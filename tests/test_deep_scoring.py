@@ -106,6 +106,9 @@ def test_batches_hold_images_of_one_size(mixed, tmp_path, weights_folder, monkey
     )
     done = scorer(make_shard(mixed))
     assert done["num_images"] == 9
+    assert done["statuses"] == {"cnniqa": {"ok": 8, "unreadable": 1}}
+    assert len(done["image_s"]) == 9
+    assert sum(done["image_s"]) == pytest.approx(done["wait_s"] + done["compute_s"])
     assert all(len(set(sizes)) == 1 for sizes in batches)
     assert sorted(len(sizes) for sizes in batches if sizes[0] == (64, 80)) == [1, 3]
 
