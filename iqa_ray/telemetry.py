@@ -13,10 +13,9 @@ _IMAGE_SECONDS = [step * scale for scale in (0.001, 0.01, 0.1, 1.0, 10.0) for st
 
 
 class MeasuredScorer:
-    """Does shards with a scorer, and counts what became of their images once a shard.
+    """Does shards with a scorer, and after each counts what became of its images.
 
     Ray adds its own prefix: `iqa_ray_images_scored` is read as `ray_iqa_ray_images_scored_total`.
-    An actor's last counts are sent when it ends.
     """
 
     def __init__(self, make_scorer: Callable[[], Callable[[Shard], Any]], group: str) -> None:
