@@ -45,7 +45,9 @@ COMMANDS = {
         "iqa-ray score photos --workspace ws\n"
         "iqa-ray score photos.csv --workspace ws --metrics lapm,wavs,brisque\n"
         "iqa-ray score photos --workspace ws --metrics lapm,musiq,maniqa --weights /nfs/weights\n"
-        "iqa-ray score s3://bucket/photos --workspace s3://bucket/ws --address auto",
+        "iqa-ray score s3://bucket/photos --workspace s3://bucket/ws --address auto\n"
+        "iqa-ray score s3://bucket/photos --workspace s3://bucket/ws --address auto "
+        "--metrics lapm,musiq --resources ray.io/accelerator-type=H200",
     ),
     "predict": Command(
         "iqa_ray.predicting", "PredictJob", "run_predict", "describe_predictions",

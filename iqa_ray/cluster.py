@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 
-from iqa_ray.capacity import Resources
+from iqa_ray.capacity import Resources, describe_amounts, has_labels, room_on
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import one_line
+from iqa_ray.progress import log
 
 # of what dies with its actor, worker or node
 MAX_TRIES = 3
@@ -68,7 +69,7 @@ def count_actors(asked: int | None, resources: Resources, num_shards: int) -> in
     """
     if asked is None:
         check_room(resources)
-    room = sum(room_on(node, resources) for node in list_nodes())
+    room = sum(room_on(node, resources) for node in list_nodes(resources.placement.labels))
     return max(1, min(asked or room, num_shards))
 
 
@@ -78,18 +79,34 @@ def check_room(resources: Resources) -> None:
     Raises:
         IncompleteError: it has not.
     """
+    if list_nodes_with_room(resources):
+        return
     nodes = list_nodes()
-    if len(nodes) == 1 and not room_on(nodes[0], resources):
-        have = f"{nodes[0].get('CPU', 0):g} CPUs and {nodes[0].get('GPU', 0):g} GPUs"
+    if len(nodes) == 1:
+        have = describe_amounts(nodes[0], resources.amounts)
+        if not list_nodes(resources.placement.labels):
+            have += ", and not this label"
         raise IncompleteError(
-            f"an actor needs {resources.num_cpus:g} CPUs and {resources.num_gpus:g} GPUs, but this "
-            f"machine has {have}; where an autoscaler brings more, say how many with --num-actors"
+            f"an actor needs {resources}, but this machine has {have}; where an autoscaler brings "
+            "more, say how many with --num-actors"
         )
+    log(f"no node that is up has room for an actor, which needs {resources}: waiting for one")
 
 
-def list_nodes() -> list[dict[str, float]]:
-    """The resources of each node that is up."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def list_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, float]]:
+    """The resources of each node that is up; of those only that label selectors mean, if given."""
+    return [node["Resources"] for node in _find_nodes(labels or {})]
+
+
+def list_nodes_with_room(resources: Resources) -> list[str]:
+    """The ids of those nodes that could hold an actor with such resources."""
+    nodes = _find_nodes(resources.placement.labels)
+    return [node["NodeID"] for node in nodes if room_on(node["Resources"], resources)]
+
+
+def _find_nodes(labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return [node for node in nodes if has_labels(node.get("Labels", {}), labels)]
 
 
 def count_gpus() -> float:
@@ -111,19 +128,3 @@ def plan_single_worker() -> Resources:
         num_nodes = sum(node.get("CPU", 0) > 0 for node in nodes)
         share = ray.available_resources().get("CPU", 0) / max(num_nodes, 1)
     return Resources(num_cpus=float(max(1, int(share))), num_gpus=1.0 if with_gpu else 0.0)
-
-
-def list_nodes_with_room(resources: Resources) -> list[str]:
-    """The ids of those nodes that could hold an actor with such resources."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    return [node["NodeID"] for node in nodes if room_on(node["Resources"], resources)]
-
-
-def room_on(node: dict[str, float], resources: Resources) -> int:
-    """How many actors with such resources a node with these has room for."""
-    limits = [
-        node.get(name, 0.0) / need
-        for name, need in (("CPU", resources.num_cpus), ("GPU", resources.num_gpus))
-        if need > 0
-    ]
-    return int(min(limits, default=1) + 1e-9)

@@ -57,8 +57,8 @@ class DeepShardScorer:
         self._sample_left = 0 if plan.precision == "fp32" else _SAMPLE_SIZE
 
     def __call__(self, shard: Shard) -> dict[str, Any]:
-        """Returns the number of images, of those without a score, the seconds that the model
-        computed and waited for images, and how far a reduced precision moved scores (if asked).
+        """Returns what `write_parts` does, the seconds that the model computed and waited for
+        images, in all and for each image, and how far a reduced precision moved scores (if asked).
         """
         run = _ShardRun(shard.images, self._metric, self._sample_left)
         decoded = run_ahead(
@@ -70,9 +70,9 @@ class DeepShardScorer:
         run.score(decoded)
         self._sample_left -= len(run.shifts)
         tables = {self._metric.name: make_table(shard.images, run.hashes, run.scores)}
-        done: dict[str, Any] = write_parts(self._source, shard, [self._metric], tables)
-        done |= {"compute_s": run.compute_s, "wait_s": run.wait_s, "shifts": run.shifts}
-        return done
+        done = write_parts(self._source, shard, [self._metric], tables)
+        done |= {"compute_s": run.compute_s, "wait_s": run.wait_s, "image_s": run.seconds}
+        return {**done, "shifts": run.shifts}
 
 
 def _decode(
@@ -98,6 +98,7 @@ class _ShardRun:
         self.scores: list[Score] = [(None, "undefined", "")] * images.num_rows
         self.shifts: list[float] = []
         self.compute_s = self.wait_s = 0.0
+        self.seconds = [0.0] * images.num_rows
         self._waiting: dict[tuple[int, int], list[tuple[int, Image]]] = {}
         self._num_pixels = 0
 
@@ -105,7 +106,8 @@ class _ShardRun:
         for row in range(len(self.scores)):
             start_s = perf_counter()
             self.hashes[row], image = next(decoded)
-            self.wait_s += perf_counter() - start_s
+            self.seconds[row] = perf_counter() - start_s
+            self.wait_s += self.seconds[row]
             if isinstance(image, np.ndarray):
                 self._add(row, image)
             else:
@@ -132,9 +134,11 @@ class _ShardRun:
         rows, images = zip(*group, strict=True)
         start_s = perf_counter()
         scores = self._metric.score_batch(images)
-        self.compute_s += perf_counter() - start_s
+        compute_s = perf_counter() - start_s
+        self.compute_s += compute_s
         note = self._metric.note(*size)
         for row, score in zip(rows, scores, strict=True):
+            self.seconds[row] += compute_s / len(rows)
             if isinstance(score, MetricError):
                 self.scores[row] = (None, score.status, one_line(score))
             else:

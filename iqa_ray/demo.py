@@ -58,11 +58,12 @@ def run_demo(job: DemoJob) -> dict[str, Any]:
     workspace = Workspace(job.workspace)
     common: dict[str, Any] = {"workspace": job.workspace, "address": job.address}
     data = f"{location.path}/data"
-    log(f"1. making {job.num_images} synthetic photographs in {data}")
-    run_make_data(
-        MakeDataJob(out=data, num_images=job.num_images, image_size=job.image_size, seed=job.seed)
+    making = MakeDataJob(
+        out=data, num_images=job.num_images, image_size=job.image_size, seed=job.seed
     )
     with cluster.connect(job.address):
+        log(f"1. making {job.num_images} synthetic photographs in {data}")
+        run_make_data(making)
         log("2. scoring them with five metrics")
         scores = run_score(ScoreJob(images=data, **common))
         log(f"3. training a classifier on {float(TRAIN_SHARE):.0%} of them, predicting the rest")

@@ -127,7 +127,10 @@ class _Crew:
         self.num_failed_starts = 0
         actor_class: Any = ray.remote(_Worker)
         self._actor_class = actor_class.options(
-            num_cpus=pool.resources.num_cpus, num_gpus=pool.resources.num_gpus
+            num_cpus=pool.resources.num_cpus,
+            num_gpus=pool.resources.num_gpus,
+            resources=dict(pool.resources.placement.amounts),
+            label_selector=dict(pool.resources.placement.labels),
         )
 
     @property
@@ -179,9 +182,10 @@ class _Run:
             if any(member.is_up for crew in at_work for member in crew.members):
                 last_up_s = time.monotonic()
             elif time.monotonic() - last_up_s > START_TIMEOUT_S:
+                needs = " or ".join(str(crew.pool.resources) for crew in at_work)
                 raise IncompleteError(
                     f"no actor could be placed within {START_TIMEOUT_S:.0f} s: the cluster has no "
-                    "room for one"
+                    f"room for one, which needs {needs}"
                 )
 
     def _collect(self, member: _Member) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+import re
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from iqa_ray.capacity import Placement
 from iqa_ray.config import WorkspaceJob, positional
 from iqa_ray.decoding import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS
 from iqa_ray.images import LabelMode
@@ -15,6 +18,13 @@ from iqa_ray.metrics.weights import resolve_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+# Ray's own syntax of labels and their selectors
+_LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+_LABEL_NAME = re.compile(rf"([a-zA-Z0-9.-]{{1,253}}/)?{_LABEL}")
+_SELECTOR = re.compile(rf"!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))")
+_SMALLEST_AMOUNT = 0.0001  # Ray's
 
 
 class ScoringJob(WorkspaceJob):
@@ -67,9 +77,25 @@ class ScoringJob(WorkspaceJob):
         description="GPUs that each actor of a deep metric asks of Ray, such as 0.25; 0 for the "
         "CPU (default: an even share of the GPUs there are)",
     )
+    resources: dict[str, float | str] = Field(
+        default={},
+        description="where the actors of deep metrics are placed, repeatable: a number is an "
+        "amount of a custom resource that each of them takes, such as scorer=1; a text is a label "
+        "that their node has, such as ray.io/accelerator-type=H200, ray.io/market-type=!spot or "
+        "zone=in(a,b)",
+    )
     shard_size: int | None = Field(
         default=None, ge=1, description="images a shard (default: by the number of images)"
     )
+
+    @property
+    def placement(self) -> Placement:
+        """Where actors of deep metrics may be."""
+        pairs = self.resources.items()
+        return Placement(
+            {name: value for name, value in pairs if not isinstance(value, str)},
+            {name: value for name, value in pairs if isinstance(value, str)},
+        )
 
     @field_validator("metrics")
     @classmethod
@@ -92,11 +118,50 @@ class ScoringJob(WorkspaceJob):
             raise ValueError("a model runs on one GPU at most")
         return share
 
+    @field_validator("resources", mode="before")
+    @classmethod
+    def _read_amounts(cls, pairs: Any) -> Any:
+        return {n: _read_amount(v) for n, v in pairs.items()} if isinstance(pairs, dict) else pairs
+
+    @field_validator("resources")
+    @classmethod
+    def _check_resources(cls, pairs: dict[str, float | str]) -> dict[str, float | str]:
+        for name, value in pairs.items():
+            _check_pair(name, value)
+        return pairs
+
+    @model_validator(mode="after")
+    def _check_placed(self) -> Self:
+        if self.resources and all(get_spec(name).backend == "cpu" for name in self.metrics):
+            raise ValueError("--resources places deep metrics, and none is among the metrics")
+        return self
+
     @model_validator(mode="after")
     def _check_max_side(self) -> Self:
         if self.max_side is not None and not any(map(takes_max_side, self.metrics)):
             raise ValueError("--max-side is for musiq, which is not among the metrics")
         return self
+
+
+def _read_amount(value: Any) -> Any:
+    """A number that was written as text, as on the command line."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
+def _check_pair(name: str, value: float | str) -> None:
+    if isinstance(value, str):
+        if not _LABEL_NAME.fullmatch(name) or not _SELECTOR.fullmatch(value):
+            raise ValueError(
+                f"{name}={value}: write NAME=AMOUNT for a custom resource, or for a label "
+                "NAME=VALUE, NAME=!VALUE, NAME=in(VALUE,VALUE) or NAME=!in(VALUE,VALUE)"
+            )
+    elif name in ("CPU", "GPU", "memory", "object_store_memory"):
+        raise ValueError(f"{name} is no custom resource; --gpus-per-actor is for GPUs")
+    elif not name or not math.isfinite(value) or value < _SMALLEST_AMOUNT:
+        raise ValueError(f"{name}={value:g}: an amount is a number from {_SMALLEST_AMOUNT} up")
 
 
 class ScoreJob(ScoringJob):

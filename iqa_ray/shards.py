@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
+from pyarrow import compute as pc
 
 from iqa_ray import metrics
 from iqa_ray.decoding import ImageError, decode_image, hash_content, read_image_bytes
@@ -74,13 +76,16 @@ def score_image(data: bytes, computed: Sequence[metrics.Metric], max_pixels: int
 
 def score_shard(
     images: pa.Table, computed: Sequence[metrics.Metric], max_pixels: int, options: str = ""
-) -> dict[str, pa.Table]:
-    """Score the rows of `images` (image_id, path): one SCORES_SCHEMA table a metric.
+) -> tuple[dict[str, pa.Table], list[float]]:
+    """Score the rows of `images` (image_id, path); `options` are those of the data set's URI.
 
-    Every row comes back, in order; `options` are those of the data set's URI.
+    Returns one SCORES_SCHEMA table a metric, with every row, in order; and the seconds that each
+    image took: reading, decoding and all metrics.
     """
     hashes: list[str | None] = []
     scores: list[list[Score]] = []
+    seconds: list[float] = []
+    start_s = perf_counter()
     for data in _read_files(images, options):
         if isinstance(data, ImageError):
             hashes.append(None)
@@ -88,10 +93,14 @@ def score_shard(
         else:
             hashes.append(hash_content(data))
             scores.append(score_image(data, computed, max_pixels))
-    return {
+        end_s = perf_counter()
+        seconds.append(end_s - start_s)
+        start_s = end_s
+    tables = {
         metric.name: make_table(images, hashes, [row[place] for row in scores])
         for place, metric in enumerate(computed)
     }
+    return tables, seconds
 
 
 def _read_files(images: pa.Table, options: str) -> Iterator[bytes | ImageError]:
@@ -126,19 +135,24 @@ def make_table(images: pa.Table, hashes: Sequence[str | None], scores: Sequence[
 
 def write_parts(
     source: Source, shard: Shard, computed: Sequence[Any], tables: dict[str, pa.Table]
-) -> dict[str, int]:
-    """Write a shard's tables; returns its number of images, and of those not scored by some metric.
+) -> dict[str, Any]:
+    """Write a shard's tables; `computed` are metrics, with name and version.
 
-    `computed`: metrics, with name and version.
+    Returns the number of images, of those not scored by some metric, and how many have which
+    status, a metric each.
     """
     failed = np.zeros(shard.images.num_rows, bool)
     workspace = Workspace(source.workspace)
+    statuses = {}
     for metric in computed:
         table = tables[metric.name]
-        failed |= table.column("status").to_numpy(zero_copy_only=False) != "ok"
+        status = table.column("status")
+        failed |= pc.not_equal(status, "ok").to_numpy()
+        counts = pc.value_counts(status).to_pylist()
+        statuses[metric.name] = {entry["values"]: entry["counts"] for entry in counts}
         parts = workspace.parts(scores_folder(metric.name, metric.version))
         parts.write(table, shard.fingerprints, source.settings)
-    return {"num_images": len(failed), "num_failed": int(failed.sum())}
+    return {"num_images": len(failed), "num_failed": int(failed.sum()), "statuses": statuses}
 
 
 class ShardScorer:
@@ -149,12 +163,12 @@ class ShardScorer:
         _keep_freed_memory()
         self._source = source
 
-    def __call__(self, shard: Shard) -> dict[str, int]:
-        """Returns the number of images, and of those without a score for some metric."""
+    def __call__(self, shard: Shard) -> dict[str, Any]:
+        """Returns what `write_parts` does, and the seconds that each image took."""
         computed = [metrics.Metric(metrics.get_spec(name)) for name in shard.metrics]
         source = self._source
-        tables = score_shard(shard.images, computed, source.max_pixels, source.options)
-        return write_parts(source, shard, computed, tables)
+        tables, seconds = score_shard(shard.images, computed, source.max_pixels, source.options)
+        return {**write_parts(source, shard, computed, tables), "image_s": seconds}
 
 
 def _keep_freed_memory() -> None:

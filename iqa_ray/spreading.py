@@ -24,6 +24,7 @@ from iqa_ray.progress import Progress, log
 from iqa_ray.score_job import ScoreJob, takes_max_side
 from iqa_ray.shards import Shard, Source
 from iqa_ray.store import Fingerprints
+from iqa_ray.telemetry import MeasuredScorer
 
 # a part should be worth a file, and a lost shard not worth a tear
 SMALLEST_SHARD, LARGEST_SHARD = 32, 512
@@ -112,7 +113,9 @@ def spread_groups(
     for group, (plan, make) in _plan(job, source, missing, make_worker).items():
         work = _cut_shards(group, images, fingerprints, missing[group], plan, job.shard_size)
         works.append(work)
-        pools.append(Pool(make, work.shards, plan.num_actors, plan.resources))
+        name = group.names[0] if group.weights else "cpu"
+        make_measured = partial(MeasuredScorer, make, name)
+        pools.append(Pool(make_measured, work.shards, plan.num_actors, plan.resources))
 
     with Progress(int((num_left > 0).sum()), "score") as progress:
 
@@ -136,7 +139,9 @@ def _plan(
 ) -> dict[Group, tuple[PoolPlan, Any]]:
     """For each group: its actors and what each asks for, and what makes their workers."""
     num_models = sum(group.weights is not None for group in missing)
-    num_images = {group: int((mask > 0).sum()) for group, mask in missing.items()}
+    # models first: actors of CPU metrics can go anywhere, and would take their places
+    groups = sorted(missing, key=lambda group: group.weights is None)
+    num_images = {group: int((missing[group] > 0).sum()) for group in groups}
     make_cpu = partial(make_worker, source)
     if num_models == 0:
         resources = Resources(num_cpus=job.cpus_per_actor)
@@ -149,10 +154,12 @@ def _plan(
         }
     cpu_plan, model_plan = share_nodes(
         cluster.list_nodes(),
+        cluster.list_nodes(job.placement.labels),
         num_models,
         len(missing) > num_models,
         job.cpus_per_actor,
         job.gpus_per_actor,
+        job.placement,
     )
     device: Device = "cuda" if model_plan.resources.num_gpus else "cpu"
     if device == "cpu":

@@ -21,7 +21,7 @@ LAYERS = [
     ["metrics", "distortions", "data.dotcodes"],
     ["capacity", "reading", "scores"],
     ["cluster", "shards", "score_job", "train_job"],
-    ["pools"],
+    ["pools", "telemetry"],
     ["deep_shards", "training.initial_weights"],
     ["spreading", "predictions", "holdout", "data.jobs"],
     ["scoring", "report.figures", "weights_jobs"],
@@ -42,6 +42,7 @@ LAYERS = [
 MAY_IMPORT_RAY = {
     "cluster",
     "pools",
+    "telemetry",
     "training.boards",
     "training.seeds",
     "training.sharing",

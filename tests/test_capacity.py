@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from iqa_ray.capacity import share_nodes
+from iqa_ray.capacity import Placement, Resources, has_labels, room_on, share_nodes
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,13 @@ from iqa_ray.capacity import share_nodes
         # nothing yet, an autoscaler may bring some
         ([{}], 1, True, None, (1, 1), (1, 1, 0)),
         ([{"CPU": 4}, {}], 1, True, 1, (2, 1), (1, 2, 1)),
+        # no actor asks for more than a node has
+        ([{"CPU": 2}] * 10, 1, True, None, (10, 1), (5, 2, 0)),
+        ([{"CPU": 64}, {"CPU": 4, "GPU": 1}], 1, False, None, None, (1, 4, 1)),
     ],
 )
 def test_pools_share_what_there_is(nodes, num_models, with_cpu, gpus, cpu_pool, model_pool):
-    cpu, model = share_nodes(nodes, num_models, with_cpu, 1.0, gpus)
+    cpu, model = share_nodes(nodes, nodes, num_models, with_cpu, 1.0, gpus, Placement())
     assert (model.num_actors, model.resources.num_cpus, model.resources.num_gpus) == model_pool
     if with_cpu:
         assert (cpu.num_actors, cpu.resources.num_cpus) == cpu_pool
@@ -34,3 +37,55 @@ def test_pools_share_what_there_is(nodes, num_models, with_cpu, gpus, cpu_pool, 
     asked = model.num_actors * num_models * model.resources.num_cpus
     if total:  # all of them fit at the same time
         assert asked + with_cpu * cpu.num_actors * cpu.resources.num_cpus <= total
+
+
+SLOTS = [{"CPU": 64, "slot": 3}] * 2
+ONE_SCORER = [{"CPU": 4}, {"CPU": 4, "scorer": 2}]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "chosen", "num_models", "amounts", "cpu_pool", "model_pool"),
+    [
+        # all nodes, those with the labels, models, amounts -> (actors, CPUs), (actors, CPUs)
+        (ONE_SCORER, ONE_SCORER, 1, {"scorer": 1}, (6, 1), (1, 2)),
+        (ONE_SCORER, ONE_SCORER, 2, {"scorer": 1}, (6, 1), (1, 1)),
+        (ONE_SCORER, ONE_SCORER, 2, {"scorer": 2}, (6, 1), (1, 1)),  # they take turns
+        (SLOTS, SLOTS, 1, {"slot": 2}, (120, 1), (2, 4)),
+        # labels leave one node, or none yet
+        ([{"CPU": 8}, {"CPU": 2}], [{"CPU": 2}], 1, {}, (9, 1), (1, 1)),
+        ([{"CPU": 8}, {"CPU": 2}], [], 1, {}, (9, 1), (1, 1)),
+    ],
+)
+def test_models_go_where_they_may(nodes, chosen, num_models, amounts, cpu_pool, model_pool):
+    placement = Placement(amounts, {"zone": "a"})
+    cpu, model = share_nodes(nodes, chosen, num_models, True, 1.0, None, placement)
+    assert (model.num_actors, model.resources.num_cpus) == model_pool
+    assert (cpu.num_actors, cpu.resources.num_cpus) == cpu_pool
+    assert (model.resources.placement, cpu.resources.placement) == (placement, Placement())
+
+
+def test_room_counts_custom_resources():
+    asked = Resources(1.0, 0.0, Placement({"scorer": 0.5}))
+    assert room_on({"CPU": 8, "scorer": 1}, asked) == 2
+    assert room_on({"CPU": 1, "scorer": 1}, asked) == 1
+    assert room_on({"CPU": 8}, asked) == 0
+    assert str(asked) == "1 CPUs, 0 GPUs and 0.5 scorer"
+
+
+@pytest.mark.parametrize(
+    ("selector", "fits"),
+    [
+        ("a", {"a"}),
+        ("!a", {"b", None}),
+        ("in(a)", {"a"}),
+        ("in(a,b)", {"a", "b"}),
+        ("!in(a, b)", {None}),
+    ],
+)
+def test_labels(selector, fits):
+    """As Ray's own label selectors; a node without the label is none of those that have it."""
+    for value in ("a", "b", None):
+        labels = {"zone": value} if value else {}
+        assert has_labels(labels, {"zone": selector}) == (value in fits)
+    assert has_labels({}, {})
+    assert not has_labels({"zone": "a"}, {"zone": "a", "rack": "1"})

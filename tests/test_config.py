@@ -4,11 +4,13 @@ import argparse
 
 import pytest
 
+from iqa_ray.capacity import Placement
 from iqa_ray.config import build_parser, dump_settings, format_value, load_settings, parse_job
 from iqa_ray.errors import UsageError
 from iqa_ray.predicting import PredictJob
 from iqa_ray.scoring import ScoreJob
 from iqa_ray.selection.jobs import CutoffsJob, SelectJob
+from iqa_ray.selection.study_jobs import StudyJob
 
 
 def parse(model, *argv: str):
@@ -36,6 +38,13 @@ def test_the_saved_record_reads_back(tmp_path):
         CutoffsJob(workspace="ws", bandwidth=0.3, cutoff={"lapm": 0.206}),
         SelectJob(workspace="ws", rule=2),
         PredictJob(workspace="ws", backbone="resnet18", split="0.4"),
+        ScoreJob(
+            images="x",
+            workspace="ws",
+            metrics=("musiq",),
+            weights="w",
+            resources={"scorer": 0.5, "zone": "in(a,b)"},
+        ),
     ):
         file = tmp_path / "c.yaml"
         file.write_text(dump_settings(job), encoding="utf-8")
@@ -49,6 +58,41 @@ def test_unions_and_pairs():
     assert parse(SelectJob, "--workspace", "w", "--rule", "any").rule == "any"
     job = parse(CutoffsJob, "--workspace", "w", "--cutoff", "lapm=0.2", "--cutoff", "wavs=1e-3")
     assert job.cutoff == {"lapm": 0.2, "wavs": 0.001}
+
+
+def test_resources_are_amounts_or_labels(tmp_path):
+    deep = ["x", "--workspace", "w", "--metrics", "lapm,musiq"]
+    pairs = ["scorer=1", "ray.io/accelerator-type=H200", "zone=!in(a, b)", "small=0.001"]
+    job = parse(ScoreJob, *deep, *(word for pair in pairs for word in ("--resources", pair)))
+    labels = {"ray.io/accelerator-type": "H200", "zone": "!in(a, b)"}
+    assert job.placement == Placement({"scorer": 1.0, "small": 0.001}, labels)
+    file = tmp_path / "c.yaml"
+    file.write_text("resources: {scorer: 2, zone: a}\n")
+    job = parse(StudyJob, *deep, "--config", str(file))
+    assert job.placement == Placement({"scorer": 2.0}, {"zone": "a"})
+    assert parse(ScoreJob, *deep).placement == Placement()
+
+
+@pytest.mark.parametrize(
+    ("metrics", "pair", "message"),
+    [
+        ("musiq", "scorer", "--resources scorer: write NAME=VALUE"),
+        ("musiq", "scorer=0", "--resources: scorer=0: an amount is a number from 0.0001 up"),
+        ("musiq", "scorer=-1", "an amount is a number"),
+        ("musiq", "scorer=nan", "an amount is a number"),
+        ("musiq", "=1", "an amount is a number"),
+        ("musiq", "GPU=1", "GPU is no custom resource; --gpus-per-actor"),
+        ("musiq", "zone=", "zone=: write NAME=AMOUNT for a custom resource, or for a label"),
+        ("musiq", "zone=a,b", "zone=a,b: write NAME=AMOUNT"),
+        ("musiq", "zone=in(a", "write NAME=AMOUNT"),
+        ("musiq", "my zone=a", "write NAME=AMOUNT"),
+        ("lapm,wavs", "scorer=1", "--resources places deep metrics, and none is among the metrics"),
+    ],
+)
+def test_bad_resources(metrics, pair, message):
+    argv = ["x", "--workspace", "w", "--metrics", metrics, "--resources", pair]
+    with pytest.raises(UsageError, match=message):
+        parse(ScoreJob, *argv)
 
 
 @pytest.mark.parametrize(

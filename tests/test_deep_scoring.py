@@ -15,7 +15,7 @@ import iqa_ray
 from iqa_ray import cluster, metrics, scoring
 from iqa_ray.config import make_job
 from iqa_ray.deep_shards import DeepPlan, DeepShardScorer
-from iqa_ray.errors import UsageError
+from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.images import list_images
 from iqa_ray.metrics import deep
 from iqa_ray.metrics.pulling import prepare_weights
@@ -106,6 +106,9 @@ def test_batches_hold_images_of_one_size(mixed, tmp_path, weights_folder, monkey
     )
     done = scorer(make_shard(mixed))
     assert done["num_images"] == 9
+    assert done["statuses"] == {"cnniqa": {"ok": 8, "unreadable": 1}}
+    assert len(done["image_s"]) == 9
+    assert sum(done["image_s"]) == pytest.approx(done["wait_s"] + done["compute_s"])
     assert all(len(set(sizes)) == 1 for sizes in batches)
     assert sorted(len(sizes) for sizes in batches if sizes[0] == (64, 80)) == [1, 3]
 
@@ -232,7 +235,21 @@ def test_weights_that_go_bad_after_the_check_end_the_run(
 
 
 def test_gpus_that_are_not_there(mixed, tmp_path, weights_folder):
-    from iqa_ray.errors import IncompleteError
-
     with pytest.raises(IncompleteError, match="needs .* 0.5 GPUs, but this machine has .* 0 GPUs"):
         score(mixed, tmp_path / "ws", weights_folder, ("cnniqa",), gpus_per_actor=0.5)
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"scorer": 1}, "0 GPUs and 1 scorer, but this machine has .* 0 scorer; where"),
+        (
+            {"zone": "a"},
+            "on a node with zone=a, but this machine has .*, and not this label",
+        ),
+        ({"scorer": 1, "zone": "!a"}, "1 scorer on a node with zone=!a, but .* 0 scorer; where"),
+    ],
+)
+def test_places_that_are_not_there(mixed, tmp_path, weights_folder, resources, message):
+    with pytest.raises(IncompleteError, match=message):
+        score(mixed, tmp_path / "ws", weights_folder, ("lapm", "cnniqa"), resources=resources)

@@ -32,6 +32,7 @@ from iqa_ray.rescoring.jobs import (
     run_rescore,
 )
 from iqa_ray.rescoring.lock import LOCK_FILE, hold_lock
+from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import read_scores, scores_frame
 from iqa_ray.store import Workspace
 
@@ -366,3 +367,13 @@ def test_large_parts_stay(tmp_path):
 def test_arguments(capsys):
     assert main(["compact"]) == 2
     assert "name one workspace" in capsys.readouterr().err
+
+
+def test_models_go_where_the_evening_s_went(tmp_path):
+    workspace = Workspace(str(tmp_path))
+    pairs = {"scorer": 0.5, "zone": "a"}
+    evening = {"images": "x", "workspace": str(tmp_path), "metrics": ("musiq",), "weights": "w"}
+    workspace.record_config("score", make_job(ScoreJob, {**evening, "resources": pairs}))
+    night = make_job(RescoreJob, {"images": "x", "workspace": str(tmp_path)})
+    planned = jobs._plan_scoring(workspace, night, workspace.read_last_config("score"))
+    assert planned.resources == pairs

@@ -22,8 +22,8 @@ import torch
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from iqa_ray.capacity import Resources
-from iqa_ray.cluster import MAX_TRIES, count_gpus, list_nodes, room_on
+from iqa_ray.capacity import Resources, room_on
+from iqa_ray.cluster import MAX_TRIES, count_gpus, list_nodes
 from iqa_ray.errors import IncompleteError
 from iqa_ray.files import Location, one_line
 from iqa_ray.progress import log

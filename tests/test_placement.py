@@ -1,0 +1,83 @@
+"""Actors of deep metrics on the nodes that `--resources` asks for, on a cluster of two nodes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def score_on_two_nodes(photos: str, weights: str, folder: Path) -> dict[str, Any]:
+    """In a process of its own: on which nodes a deep metric's shards were done, for each choice.
+
+    The first node has nothing special; the second a custom resource and a label.
+    """
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from iqa_ray import pools, spreading
+    from iqa_ray.config import make_job
+    from iqa_ray.errors import IncompleteError
+    from iqa_ray.score_job import ScoreJob
+    from iqa_ray.scoring import run_score
+
+    class NotingScorer(spreading.DeepShardScorer):
+        notes: str
+
+        def __call__(self, shard: Any) -> dict[str, Any]:
+            with open(self.notes, "a") as file:
+                file.write(ray.get_runtime_context().get_node_id() + "\n")
+            return super().__call__(shard)
+
+    nodes = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "include_dashboard": False},
+    )
+    nodes.add_node(num_cpus=2, resources={"scorer": 1}, labels={"zone": "a"})
+    ray.init(address=nodes.address, logging_level="warning", log_to_driver=False)
+    names = {node["NodeID"]: node["Labels"].get("zone", "head") for node in ray.nodes()}
+    spreading.DeepShardScorer = NotingScorer  # type: ignore[misc]
+    job = {"images": photos, "metrics": ("lapm", "cnniqa"), "weights": weights, "shard_size": 2}
+    found: dict[str, Any] = {}
+    for resources in ({"scorer": 1}, {"zone": "!a"}):
+        name = next(iter(resources))
+        NotingScorer.notes = str(folder / name)
+        given = {**job, "workspace": str(folder / f"ws-{name}"), "resources": resources}
+        summary = run_score(make_job(ScoreJob, given))
+        done = (folder / name).read_text().split()
+        found[name] = [summary["num_scored"], summary["num_failed"], [names[node] for node in done]]
+    pools.START_TIMEOUT_S = 3.0
+    nowhere = {**job, "workspace": str(folder / "ws-nowhere"), "resources": {"zone": "b"}}
+    try:
+        run_score(make_job(ScoreJob, {**nowhere, "metrics": ("cnniqa",)}))
+    except IncompleteError as error:
+        found["nowhere"] = str(error)
+    ray.shutdown()
+    nodes.shutdown()
+    return found
+
+
+@pytest.mark.slow
+def test_models_run_where_the_resource_or_the_label_is(image_folder, weights_folder, tmp_path):
+    arguments = [str(image_folder(6)), str(weights_folder), str(tmp_path)]
+    result = subprocess.run(
+        [sys.executable, __file__, *arguments],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1]) == {
+        "scorer": [6, 0, ["a", "a", "a"]],
+        "zone": [6, 0, ["head", "head", "head"]],
+        "nowhere": "no actor could be placed within 3 s: the cluster has no room for one, which "
+        "needs 1 CPUs and 0 GPUs on a node with zone=b",
+    }
+    waiting = "no node that is up has room for an actor, which needs 1 CPUs and 0 GPUs on a node"
+    assert waiting in result.stderr
+
+
+if __name__ == "__main__":
+    print(json.dumps(score_on_two_nodes(sys.argv[1], sys.argv[2], Path(sys.argv[3]))))
