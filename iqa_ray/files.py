@@ -6,6 +6,8 @@ import os
 import posixpath
 import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +18,11 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from iqa_ray.errors import UsageError
+from iqa_ray.object_stores import UnansweredError, find_kind, open_store
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _MAX_MESSAGE = 200
+_NUM_READS = 5
 
 
 @dataclass(frozen=True)
@@ -67,18 +71,23 @@ def locate(uri: str | Path) -> Location:
 def _open_filesystem(prefix: str, bucket: str, options: str) -> pafs.FileSystem:
     uri = f"{prefix}{bucket}" + (f"?{options}" if options else "")
     try:
-        return pafs.FileSystem.from_uri(uri)[0]
-    except pa.ArrowInvalid as error:
-        if "Unrecognized filesystem type" not in str(error):
-            raise UsageError(f"{uri}: {one_line(error)}") from None
+        return open_store(prefix, bucket, options)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"{prefix}{bucket.rpartition('@')[2]}: {one_line(error)}") from None
     except OSError as error:  # a bucket's region is looked up here
         raise UsageError(f"cannot reach {uri}: {one_line(error)}") from None
-    import fsspec
 
+
+@contextmanager
+def _telling_kinds(location: Location) -> Iterator[None]:
+    """Raise a store's errors as the kinds that a local file's would be, with the file's name."""
     try:
-        return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(prefix.removesuffix("://"))))
-    except (ValueError, ImportError) as error:
-        raise UsageError(f"{uri}: {one_line(error)}") from None
+        yield
+    except OSError as error:
+        kind = find_kind(error)
+        if location.is_local or isinstance(error, kind):
+            raise
+        raise kind(f"{location.prefix}{location.path}: {one_line(error)}") from None
 
 
 _LOCAL = pafs.LocalFileSystem()
@@ -88,24 +97,48 @@ def open_stream(location: Location) -> BinaryIO:
     """Open a file for reading from its start.
 
     Raises:
-        OSError: it is missing or cannot be read.
+        UnansweredError: the object store failed on every try.
+        OSError: the file is missing or cannot be read.
     """
     if location.is_local:
         return open(location.path, "rb")
-    return cast(BinaryIO, location.filesystem.open_input_stream(location.path))
+    with _telling_kinds(location):
+        stream = location.filesystem.open_input_stream(location.path, compression=None)
+    return cast(BinaryIO, stream)
 
 
 def read_bytes(location: Location) -> bytes:
     """The whole file. Raises as `open_stream`."""
-    with open_stream(location) as stream:
+    with _telling_kinds(location), open_stream(location) as stream:
         return stream.read()
 
 
+def read_whole(location: Location) -> bytes:
+    """A file that may be replaced meanwhile: the old one or the new one, never some of each.
+
+    pyarrow asks an object store for the size first and then for so many bytes, which may be
+    another file's by then. Raises as `open_stream`.
+    """
+    if location.is_local:
+        return read_bytes(location)
+    for _ in range(_NUM_READS):
+        data = read_bytes(location)
+        if find_info(location).size == len(data):
+            return data
+    raise UnansweredError(f"{location} was replaced during each of {_NUM_READS} tries to read it")
+
+
 def write_bytes(location: Location, data: bytes | pa.Buffer) -> None:
-    """Write a file whole or not at all: temporary name, then rename; on object stores one put."""
-    filesystem = location.filesystem
+    """Write a file whole or not at all.
+
+    Locally a temporary name, then a rename; on object stores one put or, of more than a few MB, an
+    upload that shows when it is complete.
+    """
     if not location.is_local:
-        with filesystem.open_output_stream(location.path) as stream:
+        with (
+            _telling_kinds(location),
+            location.filesystem.open_output_stream(location.path, compression=None) as stream,
+        ):
             stream.write(data)
         return
     folder, name = os.path.split(location.path)
@@ -120,11 +153,37 @@ def write_bytes(location: Location, data: bytes | pa.Buffer) -> None:
         raise
 
 
+def delete_file(location: Location) -> None:
+    """Remove a file. Raises as `open_stream`."""
+    with _telling_kinds(location):
+        location.filesystem.delete_file(location.path)
+
+
+def find_info(location: Location) -> pafs.FileInfo:
+    """What stands at `location`: its type (which may be NotFound), size and modification time.
+
+    Raises:
+        UnansweredError: the object store failed on every try.
+        OSError: it cannot be looked at.
+    """
+    with _telling_kinds(location):
+        return location.filesystem.get_file_info(location.path)
+
+
+def is_file(location: Location) -> bool:
+    """Whether a file stands at `location`. Raises as `find_info`."""
+    return bool(find_info(location).type == pafs.FileType.File)
+
+
 def list_files(folder: Location, suffix: str = "") -> list[Location]:
-    """The visible files below `folder` (none if it does not exist), in the order of their paths."""
-    infos = folder.filesystem.get_file_info(
-        pafs.FileSelector(folder.path, recursive=True, allow_not_found=True)
-    )
+    """The visible files below `folder` (none if it does not exist), in the order of their paths.
+
+    Raises as `find_info`.
+    """
+    with _telling_kinds(folder):
+        infos = folder.filesystem.get_file_info(
+            pafs.FileSelector(folder.path, recursive=True, allow_not_found=True)
+        )
     paths = sorted(info.path for info in infos if info.type == pafs.FileType.File)
     return [
         Location(folder.prefix, path, folder.options)
