@@ -6,19 +6,21 @@ import os
 import posixpath
 import re
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from iqa_ray.errors import UsageError
-from iqa_ray.object_stores import UnansweredError, find_kind, open_store
+from iqa_ray.object_stores import UnansweredError, ask, find_kind, name_error, open_store
+
+AnswerT = TypeVar("AnswerT")
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _MAX_MESSAGE = 200
@@ -78,16 +80,20 @@ def _open_filesystem(prefix: str, bucket: str, options: str) -> pafs.FileSystem:
         raise UsageError(f"cannot reach {uri}: {one_line(error)}") from None
 
 
-@contextmanager
-def _telling_kinds(location: Location) -> Iterator[None]:
-    """Raise a store's errors as the kinds that a local file's would be, with the file's name."""
+def _ask(location: Location, operation: Callable[[], AnswerT]) -> AnswerT:
+    """Do something with `location`, and again where a store fails in passing.
+
+    Raises a store's errors as the kinds that a local file's would be, with the file's name.
+    """
+    if location.is_local:
+        return operation()
     try:
-        yield
+        return ask(operation)
     except OSError as error:
         kind = find_kind(error)
-        if location.is_local or isinstance(error, kind):
+        if isinstance(error, kind):
             raise
-        raise kind(f"{location.prefix}{location.path}: {one_line(error)}") from None
+        raise kind(f"{location.prefix}{location.path}: {name_error(error)}") from None
 
 
 _LOCAL = pafs.LocalFileSystem()
@@ -102,15 +108,20 @@ def open_stream(location: Location) -> BinaryIO:
     """
     if location.is_local:
         return open(location.path, "rb")
-    with _telling_kinds(location):
-        stream = location.filesystem.open_input_stream(location.path, compression=None)
-    return cast(BinaryIO, stream)
+    return cast(BinaryIO, _open_file(location))
+
+
+def _open_file(location: Location) -> pa.NativeFile:
+    # pyarrow's streams would be read in pieces of 256 KB, a request each
+    return _ask(location, lambda: location.filesystem.open_input_file(location.path))
 
 
 def read_bytes(location: Location) -> bytes:
     """The whole file. Raises as `open_stream`."""
-    with _telling_kinds(location), open_stream(location) as stream:
-        return stream.read()
+    if location.is_local:
+        return Path(location.path).read_bytes()
+    with _open_file(location) as file:
+        return _ask(location, lambda: file.read_at(file.size(), 0))
 
 
 def read_whole(location: Location) -> bytes:
@@ -135,11 +146,7 @@ def write_bytes(location: Location, data: bytes | pa.Buffer) -> None:
     upload that shows when it is complete.
     """
     if not location.is_local:
-        with (
-            _telling_kinds(location),
-            location.filesystem.open_output_stream(location.path, compression=None) as stream,
-        ):
-            stream.write(data)
+        _ask(location, lambda: _put(location, data))
         return
     folder, name = os.path.split(location.path)
     os.makedirs(folder, exist_ok=True)
@@ -153,10 +160,16 @@ def write_bytes(location: Location, data: bytes | pa.Buffer) -> None:
         raise
 
 
+def _put(location: Location, data: bytes | pa.Buffer) -> None:
+    with location.filesystem.open_output_stream(location.path, compression=None) as stream:
+        stream.write(data)
+
+
 def delete_file(location: Location) -> None:
-    """Remove a file. Raises as `open_stream`."""
-    with _telling_kinds(location):
-        location.filesystem.delete_file(location.path)
+    """Remove a file; one that is gone is no error. Raises as `open_stream`."""
+    # where a store did so and its answer was lost, the file is gone at the second try
+    with suppress(FileNotFoundError):
+        _ask(location, lambda: location.filesystem.delete_file(location.path))
 
 
 def find_info(location: Location) -> pafs.FileInfo:
@@ -166,8 +179,7 @@ def find_info(location: Location) -> pafs.FileInfo:
         UnansweredError: the object store failed on every try.
         OSError: it cannot be looked at.
     """
-    with _telling_kinds(location):
-        return location.filesystem.get_file_info(location.path)
+    return _ask(location, lambda: location.filesystem.get_file_info(location.path))
 
 
 def is_file(location: Location) -> bool:
@@ -175,15 +187,18 @@ def is_file(location: Location) -> bool:
     return bool(find_info(location).type == pafs.FileType.File)
 
 
-def list_files(folder: Location, suffix: str = "") -> list[Location]:
-    """The visible files below `folder` (none if it does not exist), in the order of their paths.
+def list_infos(folder: Location) -> list[pafs.FileInfo]:
+    """What stands below `folder`, at any depth; nothing if it does not exist.
 
     Raises as `find_info`.
     """
-    with _telling_kinds(folder):
-        infos = folder.filesystem.get_file_info(
-            pafs.FileSelector(folder.path, recursive=True, allow_not_found=True)
-        )
+    selector = pafs.FileSelector(folder.path, recursive=True, allow_not_found=True)
+    return list(_ask(folder, lambda: folder.filesystem.get_file_info(selector)))
+
+
+def list_files(folder: Location, suffix: str = "") -> list[Location]:
+    """The visible files below `folder`, in the order of their paths. As `list_infos`."""
+    infos = list_infos(folder)
     paths = sorted(info.path for info in infos if info.type == pafs.FileType.File)
     return [
         Location(folder.prefix, path, folder.options)

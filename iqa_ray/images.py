@@ -17,7 +17,7 @@ from pyarrow import fs as pafs
 from pyarrow import parquet as pq
 
 from iqa_ray.errors import UsageError
-from iqa_ray.files import Location, find_info, locate, one_line, read_bytes
+from iqa_ray.files import Location, find_info, list_infos, locate, one_line, read_bytes
 from iqa_ray.progress import log
 
 LabelMode = Literal["parent", "top", "none"]
@@ -197,9 +197,8 @@ def _printable(name: str) -> str:
 
 
 def _walk_remote(root: Location) -> Iterator[tuple[str, str, int | None, int | None]]:
-    selector = pafs.FileSelector(root.path, recursive=True)
     try:
-        infos = root.filesystem.get_file_info(selector)
+        infos = list_infos(root)
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"cannot list {root}: {one_line(error)}") from None
     for info in infos:

@@ -22,6 +22,7 @@ from werkzeug.serving import make_server
 _STATUSES = {
     "SlowDown": "503 Slow Down",
     "InternalError": "500 Internal Server Error",
+    "TooManyRequests": "429 Too Many Requests",
     "AccessDenied": "403 Forbidden",
 }
 
@@ -37,7 +38,8 @@ class Request:
 
 
 # What becomes of a request: None lets it through; a code of S3's errors is the answer; `drop` ends
-# the connection without one, `cut` in the middle of it, `hang` leaves the client waiting.
+# the connection, `hang` leaves the client waiting; `cut` does what is asked and ends the connection
+# in the middle of the answer.
 Rule = Callable[[Request], str | None]
 
 
@@ -130,7 +132,8 @@ def _drop(connection: socket.socket) -> NoReturn:
 
 
 def _cut(data: bytes, connection: socket.socket) -> Iterator[bytes]:
-    yield data[: len(data) // 2]
+    if data:  # else not even the headers are sent
+        yield data[: len(data) // 2]
     _drop(connection)
 
 
@@ -144,9 +147,7 @@ def serve(bucket: str) -> Iterator[Server]:
     """An S3 server on loopback. Buckets belong to the process: a server more has the same ones."""
     server = Server(bucket)
     _store().create_bucket(bucket, "us-east-1")
-    listener = make_server(
-        "127.0.0.1", 0, _Front(server), threaded=True, request_handler=_Handler
-    )
+    listener = make_server("127.0.0.1", 0, _Front(server), threaded=True, request_handler=_Handler)
     listener.daemon_threads = True
     server.address = f"127.0.0.1:{listener.server_port}"
     thread = threading.Thread(target=listener.serve_forever, daemon=True)
