@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from iqa_ray.files import Location, one_line, read_bytes
+from iqa_ray.object_stores import UnansweredError
 
 Status = Literal["ok", "unreadable", "too_large", "too_small", "undefined"]
 
@@ -48,9 +49,12 @@ def read_image_bytes(location: Location) -> bytes:
 
     Raises:
         ImageError: `unreadable`, with the reason.
+        UnansweredError: an object store failed on every try, which says nothing of the image.
     """
     try:
         data = read_bytes(location)
+    except UnansweredError:
+        raise
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise ImageError("unreadable", reason) from None

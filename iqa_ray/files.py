@@ -6,19 +6,25 @@ import os
 import posixpath
 import re
 import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from iqa_ray.errors import UsageError
+from iqa_ray.object_stores import UnansweredError, ask, find_kind, name_error, open_store
+
+AnswerT = TypeVar("AnswerT")
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _MAX_MESSAGE = 200
+_NUM_READS = 5
 
 
 @dataclass(frozen=True)
@@ -67,18 +73,27 @@ def locate(uri: str | Path) -> Location:
 def _open_filesystem(prefix: str, bucket: str, options: str) -> pafs.FileSystem:
     uri = f"{prefix}{bucket}" + (f"?{options}" if options else "")
     try:
-        return pafs.FileSystem.from_uri(uri)[0]
-    except pa.ArrowInvalid as error:
-        if "Unrecognized filesystem type" not in str(error):
-            raise UsageError(f"{uri}: {one_line(error)}") from None
+        return open_store(prefix, bucket, options)
+    except (ValueError, ImportError) as error:
+        raise UsageError(f"{prefix}{bucket.rpartition('@')[2]}: {one_line(error)}") from None
     except OSError as error:  # a bucket's region is looked up here
         raise UsageError(f"cannot reach {uri}: {one_line(error)}") from None
-    import fsspec
 
+
+def _ask(location: Location, operation: Callable[[], AnswerT]) -> AnswerT:
+    """Do something with `location`, and again where a store fails in passing.
+
+    Raises a store's errors as the kinds that a local file's would be, with the file's name.
+    """
+    if location.is_local:
+        return operation()
     try:
-        return pafs.PyFileSystem(pafs.FSSpecHandler(fsspec.filesystem(prefix.removesuffix("://"))))
-    except (ValueError, ImportError) as error:
-        raise UsageError(f"{uri}: {one_line(error)}") from None
+        return ask(operation)
+    except OSError as error:
+        kind = find_kind(error)
+        if isinstance(error, kind):
+            raise
+        raise kind(f"{location.prefix}{location.path}: {name_error(error)}") from None
 
 
 _LOCAL = pafs.LocalFileSystem()
@@ -88,25 +103,50 @@ def open_stream(location: Location) -> BinaryIO:
     """Open a file for reading from its start.
 
     Raises:
-        OSError: it is missing or cannot be read.
+        UnansweredError: the object store failed on every try.
+        OSError: the file is missing or cannot be read.
     """
     if location.is_local:
         return open(location.path, "rb")
-    return cast(BinaryIO, location.filesystem.open_input_stream(location.path))
+    return cast(BinaryIO, _open_file(location))
+
+
+def _open_file(location: Location) -> pa.NativeFile:
+    # pyarrow's streams would be read in pieces of 256 KB, a request each
+    return _ask(location, lambda: location.filesystem.open_input_file(location.path))
 
 
 def read_bytes(location: Location) -> bytes:
     """The whole file. Raises as `open_stream`."""
-    with open_stream(location) as stream:
-        return stream.read()
+    if location.is_local:
+        return Path(location.path).read_bytes()
+    with _open_file(location) as file:
+        return _ask(location, lambda: file.read_at(file.size(), 0))
+
+
+def read_whole(location: Location) -> bytes:
+    """A file that may be replaced meanwhile: the old one or the new one, never some of each.
+
+    pyarrow asks an object store for the size first and then for so many bytes, which may be
+    another file's by then. Raises as `open_stream`.
+    """
+    if location.is_local:
+        return read_bytes(location)
+    for _ in range(_NUM_READS):
+        data = read_bytes(location)
+        if find_info(location).size == len(data):
+            return data
+    raise UnansweredError(f"{location} was replaced during each of {_NUM_READS} tries to read it")
 
 
 def write_bytes(location: Location, data: bytes | pa.Buffer) -> None:
-    """Write a file whole or not at all: temporary name, then rename; on object stores one put."""
-    filesystem = location.filesystem
+    """Write a file whole or not at all.
+
+    Locally a temporary name, then a rename; on object stores one put or, of more than a few MB, an
+    upload that shows when it is complete.
+    """
     if not location.is_local:
-        with filesystem.open_output_stream(location.path) as stream:
-            stream.write(data)
+        _ask(location, lambda: _put(location, data))
         return
     folder, name = os.path.split(location.path)
     os.makedirs(folder, exist_ok=True)
@@ -120,11 +160,45 @@ def write_bytes(location: Location, data: bytes | pa.Buffer) -> None:
         raise
 
 
+def _put(location: Location, data: bytes | pa.Buffer) -> None:
+    with location.filesystem.open_output_stream(location.path, compression=None) as stream:
+        stream.write(data)
+
+
+def delete_file(location: Location) -> None:
+    """Remove a file; one that is gone is no error. Raises as `open_stream`."""
+    # where a store did so and its answer was lost, the file is gone at the second try
+    with suppress(FileNotFoundError):
+        _ask(location, lambda: location.filesystem.delete_file(location.path))
+
+
+def find_info(location: Location) -> pafs.FileInfo:
+    """What stands at `location`: its type (which may be NotFound), size and modification time.
+
+    Raises:
+        UnansweredError: the object store failed on every try.
+        OSError: it cannot be looked at.
+    """
+    return _ask(location, lambda: location.filesystem.get_file_info(location.path))
+
+
+def is_file(location: Location) -> bool:
+    """Whether a file stands at `location`. Raises as `find_info`."""
+    return bool(find_info(location).type == pafs.FileType.File)
+
+
+def list_infos(folder: Location) -> list[pafs.FileInfo]:
+    """What stands below `folder`, at any depth; nothing if it does not exist.
+
+    Raises as `find_info`.
+    """
+    selector = pafs.FileSelector(folder.path, recursive=True, allow_not_found=True)
+    return list(_ask(folder, lambda: folder.filesystem.get_file_info(selector)))
+
+
 def list_files(folder: Location, suffix: str = "") -> list[Location]:
-    """The visible files below `folder` (none if it does not exist), in the order of their paths."""
-    infos = folder.filesystem.get_file_info(
-        pafs.FileSelector(folder.path, recursive=True, allow_not_found=True)
-    )
+    """The visible files below `folder`, in the order of their paths. As `list_infos`."""
+    infos = list_infos(folder)
     paths = sorted(info.path for info in infos if info.type == pafs.FileType.File)
     return [
         Location(folder.prefix, path, folder.options)

@@ -7,6 +7,7 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from pyarrow import fs as pafs
 from pyarrow import parquet as pq
 
 from iqa_ray.errors import UsageError
-from iqa_ray.files import Location, locate, one_line, read_bytes
+from iqa_ray.files import Location, find_info, list_infos, locate, one_line, read_bytes
 from iqa_ray.progress import log
 
 LabelMode = Literal["parent", "top", "none"]
@@ -38,6 +39,7 @@ EXTENSIONS = frozenset(
     )
 )
 MANIFEST_EXTENSIONS = (".csv", ".parquet")
+_NUM_REMOTE_STATS = 16
 
 IMAGES_SCHEMA = pa.schema(
     [
@@ -124,7 +126,7 @@ def _is_folder(location: Location) -> bool:
 
 def _file_info(location: Location) -> pafs.FileInfo:
     try:
-        return location.filesystem.get_file_info(location.path)
+        return find_info(location)
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"cannot reach {location}: {one_line(error)}") from None
 
@@ -195,9 +197,8 @@ def _printable(name: str) -> str:
 
 
 def _walk_remote(root: Location) -> Iterator[tuple[str, str, int | None, int | None]]:
-    selector = pafs.FileSelector(root.path, recursive=True)
     try:
-        infos = root.filesystem.get_file_info(selector)
+        infos = list_infos(root)
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"cannot list {root}: {one_line(error)}") from None
     for info in infos:
@@ -309,20 +310,26 @@ def _first_repeated(names: Iterable[str]) -> str:
 
 def _stat_paths(paths: Sequence[str], root: Location) -> tuple[list[int | None], list[int | None]]:
     """Sizes and modification times; None where a path does not exist."""
-    sizes: list[int | None] = []
-    mtimes: list[int | None] = []
-    remote = [locate_image(path, root.options) for path in paths if "://" in path]
-    infos = iter(remote[0].filesystem.get_file_info([r.path for r in remote]) if remote else [])
-    for path in paths:
-        if "://" in path:
-            info = next(infos)
-            exists = info.type == pafs.FileType.File
-            size, mtime = (info.size, info.mtime_ns) if exists else (None, None)
-        else:
-            size, mtime = _stat_entry(path)
-        sizes.append(size)
-        mtimes.append(mtime)
-    return sizes, mtimes
+
+    def stat(path: str) -> tuple[int | None, int | None]:
+        return (
+            _stat_remote(locate_image(path, root.options)) if "://" in path else _stat_entry(path)
+        )
+
+    # a store answers slowly and many at a time
+    num_threads = _NUM_REMOTE_STATS if any("://" in path for path in paths) else 1
+    with ThreadPoolExecutor(num_threads) as pool:
+        found = list(pool.map(stat, paths))
+    return [size for size, _ in found], [mtime for _, mtime in found]
+
+
+def _stat_remote(location: Location) -> tuple[int | None, int | None]:
+    try:
+        info = find_info(location)
+    except PermissionError:  # a row without size, whose reading will fail
+        return None, None
+    is_there = info.type == pafs.FileType.File
+    return (info.size, info.mtime_ns) if is_there else (None, None)
 
 
 def _build_table(

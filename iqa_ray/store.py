@@ -23,12 +23,20 @@ import pyarrow as pa
 import yaml
 from numpy.typing import NDArray
 from pyarrow import compute as pc
-from pyarrow import fs as pafs
 from pyarrow import parquet as pq
 
 from iqa_ray.config import Job, dump_settings
 from iqa_ray.errors import UsageError
-from iqa_ray.files import Location, list_files, locate, one_line, read_bytes, write_bytes
+from iqa_ray.files import (
+    Location,
+    delete_file,
+    is_file,
+    list_files,
+    locate,
+    one_line,
+    read_whole,
+    write_bytes,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +66,7 @@ class Workspace:
         probe = self.location / ".write-test"
         try:
             write_bytes(probe, b"")
-            probe.filesystem.delete_file(probe.path)
+            delete_file(probe)
         except (OSError, pa.ArrowException) as error:
             reason = getattr(error, "strerror", None) or one_line(error)
             raise UsageError(f"--workspace {self}: cannot write there: {reason}") from None
@@ -67,9 +75,7 @@ class Workspace:
 
     def has(self, name: str) -> bool:
         """Whether the file `name` exists."""
-        location = self.location / name
-        info = location.filesystem.get_file_info(location.path)
-        return bool(info.type == pafs.FileType.File)
+        return is_file(self.location / name)
 
     def read_table(self, name: str, made_by: str) -> pa.Table:
         """Read `name` (such as `images.parquet`).
@@ -78,7 +84,7 @@ class Workspace:
             UsageError: it is not there; says that `iqa-ray <made_by>` makes it.
         """
         try:
-            return pq.read_table(pa.BufferReader(read_bytes(self.location / name)))
+            return pq.read_table(pa.BufferReader(read_whole(self.location / name)))
         except FileNotFoundError:
             raise UsageError(
                 f"{self} has no {name}: run `iqa-ray {made_by} … --workspace {self}` first"
@@ -102,7 +108,7 @@ class Workspace:
         """The record in the metadata of table `name`; None if there is no such table."""
         if not self.has(name):
             return None
-        schema = pq.read_schema(pa.BufferReader(read_bytes(self.location / name)))
+        schema = pq.read_schema(pa.BufferReader(read_whole(self.location / name)))
         return _record_of(schema)
 
     def read_json(self, name: str, made_by: str) -> dict[str, Any]:
@@ -112,7 +118,7 @@ class Workspace:
             UsageError: it is not there or not an object.
         """
         try:
-            loaded = json.loads(read_bytes(self.location / name))
+            loaded = json.loads(read_whole(self.location / name))
         except FileNotFoundError:
             raise UsageError(
                 f"{self} has no {name}: run `iqa-ray {made_by} --workspace {self}` first"
@@ -151,7 +157,7 @@ class Workspace:
         ]
         if not files:
             raise UsageError(f"{self} has no record of `iqa-ray {name}`: run it once first")
-        return dict(yaml.safe_load(read_bytes(files[-1])))
+        return dict(yaml.safe_load(read_whole(files[-1])))
 
     def parts(self, name: str) -> Parts:
         """The table that is kept as parts below the folder `name`."""
@@ -226,7 +232,7 @@ class Parts:
             settings = str(_record_of(table.schema)["settings"])
             self._write_file(file, table.filter(pa.array(keep)), fingerprints[keep], settings)
         else:
-            file.filesystem.delete_file(file.path)
+            delete_file(file)
         return int((~keep).sum())
 
     def copy_rows(
@@ -284,7 +290,7 @@ class Parts:
                 kept = self.write(merged.take(rows).combine_chunks(), fingerprints[rows], settings)
                 for file, _, _ in batch:
                     if file != kept:  # the merged one may be one of them, written again
-                        file.filesystem.delete_file(file.path)
+                        delete_file(file)
                 num_after -= len(batch) - 1
         return len(files), num_after
 
@@ -354,11 +360,11 @@ def _record_of(schema: pa.Schema) -> dict[str, Any]:
 def _read_part(
     file: Location, columns: Sequence[str] | None = None, where: pc.Expression | None = None
 ) -> pa.Table:
-    return pq.read_table(pa.BufferReader(read_bytes(file)), columns=columns, filters=where)
+    return pq.read_table(pa.BufferReader(read_whole(file)), columns=columns, filters=where)
 
 
 def _read_fingerprints(file: Location) -> Fingerprints:
-    schema = pq.read_schema(pa.BufferReader(read_bytes(file)))
+    schema = pq.read_schema(pa.BufferReader(read_whole(file)))
     encoded = str(_record_of(schema).get("fingerprints", ""))
     return np.frombuffer(base64.b64decode(encoded), np.uint64)
 

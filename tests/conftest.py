@@ -12,6 +12,18 @@ from pathlib import Path
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.pop("RAY_ADDRESS", None)
+# for S3 servers of the tests; actors have the environment of the time at which Ray was started
+os.environ.update(
+    AWS_ACCESS_KEY_ID="testing",
+    AWS_SECRET_ACCESS_KEY="testing",
+    AWS_DEFAULT_REGION="us-east-1",
+    AWS_EC2_METADATA_DISABLED="true",
+    AWS_SHARED_CREDENTIALS_FILE=os.devnull,
+    AWS_CONFIG_FILE=os.devnull,
+)
+os.environ.pop("AWS_SESSION_TOKEN", None)
+os.environ.pop("AWS_ENDPOINT_URL", None)
+os.environ.pop("AWS_ENDPOINT_URL_S3", None)
 # actors unpickle workers that are defined in test modules
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -13,7 +13,7 @@ PACKAGE = Path(iqa_ray.__file__).parent
 
 # a module may import only from earlier lines
 LAYERS = [
-    ["errors", "progress"],
+    ["errors", "progress", "object_stores"],
     ["config", "files"],
     ["decoding", "images"],
     ["store"],

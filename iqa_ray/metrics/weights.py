@@ -24,10 +24,17 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
-from pyarrow import fs as pafs
 
 from iqa_ray.errors import UsageError
-from iqa_ray.files import Location, locate, one_line, open_stream, read_bytes, write_bytes
+from iqa_ray.files import (
+    Location,
+    is_file,
+    locate,
+    one_line,
+    open_stream,
+    read_bytes,
+    write_bytes,
+)
 from iqa_ray.metrics import loading
 
 LOCK_FILE = "weights.lock"
@@ -150,9 +157,8 @@ def write_lock(folder: Location, lock: Lock) -> None:
 
 def has_file(folder: Location, name: str) -> bool:
     """Whether the folder has a file of that name."""
-    place = folder / name
     try:
-        return bool(place.filesystem.get_file_info(place.path).type == pafs.FileType.File)
+        return is_file(folder / name)
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"cannot read the weights folder {folder}: {one_line(error)}") from None
 

@@ -1,4 +1,12 @@
-"""One run at a time on a workspace: a lock file with its owner and when it began."""
+"""One run at a time on a workspace: lock files with their owner and when it began.
+
+On a file system the lock is one file that is created exclusively. pyarrow offers nothing like that
+on object stores, but those list what was written at once. So there each run writes a file of its
+own below `rescore.lock/` and then lists them: of two runs the later one to write sees the other's,
+and only who sees no other has the lock, however slowly requests are answered. Of runs that see each
+other the one whose name comes first waits a while for the others to go; a run that goes, goes for
+good. It does not hold on stores that list late, as S3 did before December 2020.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +15,21 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
 from iqa_ray.errors import IncompleteError
-from iqa_ray.files import Location, read_bytes, write_bytes
+from iqa_ray.files import Location, delete_file, list_files, read_bytes, write_bytes
 from iqa_ray.progress import log
 from iqa_ray.store import Workspace
 
 LOCK_FILE = "rescore.lock"
 STALE_AFTER_S = 24 * 3600.0
-# an object store knows no exclusive creation: who still stands there after a while has it
-_SETTLE_S = 2.0
+# how long the first of several runs that came together waits for the others to go, and looks again
+_PATIENCE_S = 5.0
+_LOOK_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -46,22 +55,16 @@ def hold_lock(workspace: Workspace) -> Iterator[None]:
     Raises:
         IncompleteError: another run holds it.
     """
-    file = workspace.location / LOCK_FILE
     own = Owner(
         token=uuid.uuid4().hex,
         host=socket.gethostname(),
         pid=os.getpid(),
         started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    holder = _read(file)
-    if holder is not None:
-        if not is_stale(holder):
-            raise IncompleteError(_refuse(workspace, holder))
-        log(f"took over the lock of {holder.describe()}, which is stale")
-        _remove(file, holder)
-    if not _take(file, own):
-        now = _read(file)
-        raise IncompleteError(_refuse(workspace, now) if now else "another run was quicker")
+    file = workspace.location / LOCK_FILE
+    if not file.is_local:
+        file = file / f"{own.token}.json"
+    _take(workspace, file, own)
     try:
         yield
     finally:
@@ -86,29 +89,64 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _refuse(workspace: Workspace, holder: Owner) -> str:
-    return (
-        f"{workspace} is being written by {holder.describe()}: wait for it, or remove "
-        f"{workspace.location / LOCK_FILE} if it is gone"
-    )
+def _take(workspace: Workspace, file: Location, own: Owner) -> None:
+    """Write the lock `file`.
 
-
-def _take(file: Location, own: Owner) -> bool:
-    """Write the lock; whether it is ours."""
-    content = json.dumps(asdict(own)).encode()
+    Raises:
+        IncompleteError: the lock is another's.
+    """
     if file.is_local:
-        try:
-            handle = os.open(file.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            return False
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        return True
-    if _read(file) is not None:
+        _check_free(workspace, [file])
+        if not _create(file, own):
+            _check_free(workspace, [file])
+            raise IncompleteError("another run was quicker")
+        return
+    folder = workspace.location / LOCK_FILE
+    _check_free(workspace, list_files(folder))
+    write_bytes(file, _to_json(own))
+    try:
+        deadline_s = time.monotonic() + _PATIENCE_S
+        while others := [other for other in list_files(folder) if other != file]:
+            if others[0].path < file.path or time.monotonic() > deadline_s:
+                _check_free(workspace, others)
+            time.sleep(_LOOK_AGAIN_S)
+    except BaseException:
+        delete_file(file)
+        raise
+
+
+def _check_free(workspace: Workspace, files: Sequence[Location]) -> None:
+    """Remove stale locks.
+
+    Raises:
+        IncompleteError: one of `files` is there and not stale.
+    """
+    for file in files:
+        holder = _read(file)
+        if holder is None:
+            continue
+        if not is_stale(holder):
+            raise IncompleteError(
+                f"{workspace} is being written by {holder.describe()}: wait for it, or remove "
+                f"{file} if it is gone"
+            )
+        log(f"took over the lock of {holder.describe()}, which is stale")
+        _remove(file, holder)
+
+
+def _create(file: Location, own: Owner) -> bool:
+    """Write a local lock; False if there is one."""
+    try:
+        handle = os.open(file.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
         return False
-    write_bytes(file, content)
-    time.sleep(_SETTLE_S)
-    return _read(file) == own
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(_to_json(own))
+    return True
+
+
+def _to_json(owner: Owner) -> bytes:
+    return json.dumps(asdict(owner)).encode()
 
 
 def _read(file: Location) -> Owner | None:
@@ -122,4 +160,4 @@ def _read(file: Location) -> Owner | None:
 
 def _remove(file: Location, owner: Owner) -> None:
     if _read(file) == owner:
-        file.filesystem.delete_file(file.path)
+        delete_file(file)
