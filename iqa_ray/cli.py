@@ -144,6 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return INCOMPLETE
+    except OSError as error:  # a full disk, a folder that was taken away, a store that is down
+        return _fail(f"{error}; what is finished is kept, run the same command again", INCOMPLETE)
 
 
 def _run(arguments: list[str]) -> int:

@@ -11,7 +11,8 @@ from pyarrow import compute as pc
 
 from iqa_ray.errors import UsageError
 from iqa_ray.files import list_files, locate, one_line, read_bytes, write_bytes
-from iqa_ray.store import Workspace, find_missing, make_fingerprints
+from iqa_ray.parts import find_missing, make_fingerprints
+from iqa_ray.store import Workspace
 
 
 def images_table(sizes: dict[str, int]) -> pa.Table:

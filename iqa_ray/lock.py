@@ -1,4 +1,4 @@
-"""One run at a time on a workspace: a lock file with its owner and when it began."""
+"""One run at a time where rows are removed: a lock file with its owner and when it began."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 
 from iqa_ray.errors import IncompleteError
 from iqa_ray.files import Location, read_bytes, write_bytes
 from iqa_ray.progress import log
-from iqa_ray.store import Workspace
 
 LOCK_FILE = "rescore.lock"
 STALE_AFTER_S = 24 * 3600.0
+# how long those wait that need the lock for a moment, such as to remove a few rows
+PATIENCE_S = 60.0
+_POLL_S = 0.2
 # an object store knows no exclusive creation: who still stands there after a while has it
 _SETTLE_S = 2.0
+
+# the folders whose lock the present call stack holds
+_HELD: ContextVar[frozenset[Location]] = ContextVar("_HELD", default=frozenset())
 
 
 @dataclass(frozen=True)
@@ -37,34 +43,39 @@ class Owner:
 
 
 @contextmanager
-def hold_lock(workspace: Workspace) -> Iterator[None]:
-    """Hold the workspace's lock.
+def hold_lock(folder: Location, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a workspace's folder; within a call that holds it already, at once.
 
     A lock is stale, and taken over, when its process on this machine is gone, or when it is older
     than a day.
 
+    Args:
+        folder: that of the workspace, which must exist.
+        patience_s: how long to wait for another run to give it back.
+
     Raises:
         IncompleteError: another run holds it.
     """
-    file = workspace.location / LOCK_FILE
+    if folder in _HELD.get():
+        yield
+        return
+    file = folder / LOCK_FILE
     own = Owner(
         token=uuid.uuid4().hex,
         host=socket.gethostname(),
         pid=os.getpid(),
-        started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        started=_now(),
     )
-    holder = _read(file)
-    if holder is not None:
-        if not is_stale(holder):
-            raise IncompleteError(_refuse(workspace, holder))
-        log(f"took over the lock of {holder.describe()}, which is stale")
-        _remove(file, holder)
-    if not _take(file, own):
-        now = _read(file)
-        raise IncompleteError(_refuse(workspace, now) if now else "another run was quicker")
+    deadline_s = time.monotonic() + patience_s
+    while holder := _find_holder(file, own):
+        if time.monotonic() >= deadline_s:
+            raise IncompleteError(_refuse(folder, holder))
+        time.sleep(_POLL_S)
+    held = _HELD.set(_HELD.get() | {folder})
     try:
         yield
     finally:
+        _HELD.reset(held)
         _remove(file, own)
 
 
@@ -86,11 +97,24 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _refuse(workspace: Workspace, holder: Owner) -> str:
+def _refuse(folder: Location, holder: Owner) -> str:
     return (
-        f"{workspace} is being written by {holder.describe()}: wait for it, or remove "
-        f"{workspace.location / LOCK_FILE} if it is gone"
+        f"{folder} is being written by {holder.describe()}: wait for it, or remove "
+        f"{folder / LOCK_FILE} if it is gone"
     )
+
+
+def _find_holder(file: Location, own: Owner) -> Owner | None:
+    """Take the lock if it is free or stale; otherwise who holds it."""
+    holder = _read(file)
+    if holder is not None:
+        if not is_stale(holder):
+            return holder
+        log(f"took over the lock of {holder.describe()}, which is stale")
+        _remove(file, holder)
+    if _take(file, own):
+        return None
+    return _read(file) or _find_holder(file, own)  # the other may have given it back meanwhile
 
 
 def _take(file: Location, own: Owner) -> bool:
@@ -101,8 +125,12 @@ def _take(file: Location, own: Owner) -> bool:
             handle = os.open(file.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return False
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+        except BaseException:  # a full disk must not leave a lock that nobody holds
+            os.unlink(file.path)
+            raise
         return True
     if _read(file) is not None:
         return False
@@ -117,9 +145,13 @@ def _read(file: Location) -> Owner | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):  # half written
-        return Owner("", "unknown", 0, datetime.now(timezone.utc).isoformat(timespec="seconds"))
+        return Owner("", "unknown", 0, _now())
 
 
 def _remove(file: Location, owner: Owner) -> None:
     if _read(file) == owner:
         file.filesystem.delete_file(file.path)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
