@@ -19,8 +19,8 @@ from iqa_ray.progress import log
 
 LOCK_FILE = "rescore.lock"
 STALE_AFTER_S = 24 * 3600.0
-# how long those wait that need the lock for a moment, such as to remove a few rows
-PATIENCE_S = 60.0
+# how long those wait that need the lock for a moment
+_PATIENCE_S = 60.0
 _POLL_S = 0.2
 # an object store knows no exclusive creation: who still stands there after a while has it
 _SETTLE_S = 2.0
@@ -43,22 +43,37 @@ class Owner:
 
 
 @contextmanager
-def hold_lock(folder: Location, patience_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock of a workspace's folder; within a call that holds it already, at once.
+def hold_lock(folder: Location) -> Iterator[None]:
+    """Hold the lock of a workspace, whose folder this is, for a whole run.
 
     A lock is stale, and taken over, when its process on this machine is gone, or when it is older
     than a day.
 
-    Args:
-        folder: that of the workspace, which must exist.
-        patience_s: how long to wait for another run to give it back.
-
     Raises:
         IncompleteError: another run holds it.
+    """
+    with _hold(folder, patience_s=0.0):
+        yield
+
+
+@contextmanager
+def hold_lock_briefly(folder: Location) -> Iterator[None]:
+    """Hold the lock for a moment, such as to remove a few rows; wait a while where it is held.
+
+    Within a run that holds it, at once.
+
+    Raises:
+        IncompleteError: another run holds it, and goes on.
     """
     if folder in _HELD.get():
         yield
         return
+    with _hold(folder, _PATIENCE_S):
+        yield
+
+
+@contextmanager
+def _hold(folder: Location, patience_s: float) -> Iterator[None]:
     file = folder / LOCK_FILE
     own = Owner(
         token=uuid.uuid4().hex,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pyarrow import compute as pc
 
 from iqa_ray.files import Location, list_files, remove_unfinished, write_bytes
-from iqa_ray.lock import PATIENCE_S, hold_lock
+from iqa_ray.lock import hold_lock_briefly
 from iqa_ray.part_files import (
     Fingerprints,
     choose_one_each,
@@ -100,7 +100,7 @@ class Parts:
 
         if not any(self._map_files(find_stale)):
             return 0
-        with hold_lock(self._root, PATIENCE_S):
+        with hold_lock_briefly(self._root):
             return sum(self._map_files(lambda file: _keep_rows(file, is_valid)))
 
     def drop_repeated(self, current: Fingerprints) -> int:
@@ -115,7 +115,7 @@ class Parts:
         if not self._num_repeated():
             return 0
         current = np.sort(current)
-        with hold_lock(self._root, PATIENCE_S):
+        with hold_lock_briefly(self._root):
             files = self._list_files()
             tables = [read_part(file, ["image_id"]) for file in files]
             prints = np.concatenate([fingerprints_of(table.schema) for table in tables])
@@ -172,7 +172,7 @@ class Parts:
         once however often it is there, so none ever sees a gap. Parts of different settings stay
         apart. Returns the numbers of parts before and after.
         """
-        with hold_lock(self._root):
+        with hold_lock_briefly(self._root):
             remove_unfinished(self.folder)
             files = self._list_files()
             num_after = len(files)

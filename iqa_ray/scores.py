@@ -13,7 +13,7 @@ from pyarrow import compute as pc
 
 from iqa_ray.errors import UsageError
 from iqa_ray.files import list_files
-from iqa_ray.lock import PATIENCE_S, hold_lock
+from iqa_ray.lock import hold_lock_briefly
 from iqa_ray.metrics.spec import SPECS, MetricSpec, get_spec
 from iqa_ray.store import Workspace
 
@@ -50,7 +50,7 @@ def record_specs(workspace: Workspace, specs: Sequence[MetricSpec]) -> None:
     added = {spec.name: spec for spec in specs}
     if (recorded := read_specs(workspace)) | added == recorded:
         return
-    with hold_lock(workspace.location, PATIENCE_S):  # another run may add others meanwhile
+    with hold_lock_briefly(workspace.location):  # another run may add others meanwhile
         entries = {}
         for spec in (read_specs(workspace) | added).values():
             entry = asdict(spec)
