@@ -144,8 +144,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return INCOMPLETE
-    except OSError as error:  # a full disk, a folder that was taken away, a store that is down
-        return _fail(f"{error}; what is finished is kept, run the same command again", INCOMPLETE)
+    except OSError as error:  # no access, a full disk, a store that failed on every try
+        from iqa_ray.files import one_line
+
+        is_denied = isinstance(error, PermissionError)
+        advice = "" if is_denied else "; run the same command again to go on"
+        return _fail(one_line(error) + advice, UNUSABLE if is_denied else INCOMPLETE)
 
 
 def _run(arguments: list[str]) -> int:

@@ -75,23 +75,32 @@ def hold_lock_briefly(folder: Location) -> Iterator[None]:
 @contextmanager
 def _hold(folder: Location, patience_s: float) -> Iterator[None]:
     file = folder / LOCK_FILE
-    own = Owner(
-        token=uuid.uuid4().hex,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        started=_now(),
-    )
-    deadline_s = time.monotonic() + patience_s
-    while holder := _find_holder(file, own):
-        if time.monotonic() >= deadline_s:
-            raise IncompleteError(_refuse(folder, holder))
-        time.sleep(_POLL_S)
+    own = _take_patiently(folder, file, patience_s)
     held = _HELD.set(_HELD.get() | {folder})
     try:
         yield
     finally:
         _HELD.reset(held)
         _remove(file, own)
+
+
+def _take_patiently(folder: Location, file: Location, patience_s: float) -> Owner:
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        own = Owner(
+            token=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        try:
+            _take(folder, file, own)
+        except IncompleteError:
+            if time.monotonic() >= deadline_s:
+                raise
+            time.sleep(_POLL_S)
+        else:
+            return own
 
 
 def is_stale(owner: Owner) -> bool:
@@ -112,46 +121,60 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _refuse(folder: Location, holder: Owner) -> str:
-    return (
-        f"{folder} is being written by {holder.describe()}: wait for it, or remove "
-        f"{folder / LOCK_FILE} if it is gone"
-    )
+def _take(folder: Location, file: Location, own: Owner) -> None:
+    """Write the lock `file`.
 
-
-def _find_holder(file: Location, own: Owner) -> Owner | None:
-    """Take the lock if it is free or stale; otherwise who holds it."""
-    holder = _read(file)
-    if holder is not None:
-        if not is_stale(holder):
-            return holder
-        log(f"took over the lock of {holder.describe()}, which is stale")
-        _remove(file, holder)
-    if _take(file, own):
-        return None
-    return _read(file) or _find_holder(file, own)  # the other may have given it back meanwhile
-
-
-def _take(file: Location, own: Owner) -> bool:
-    """Write the lock; whether it is ours."""
-    content = json.dumps(asdict(own)).encode()
+    Raises:
+        IncompleteError: the lock is another's.
+    """
+    _check_free(folder, file)
     if file.is_local:
-        try:
-            handle = os.open(file.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            return False
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(content)
-        except BaseException:  # a full disk must not leave a lock that nobody holds
-            os.unlink(file.path)
-            raise
-        return True
-    if _read(file) is not None:
-        return False
-    write_bytes(file, content)
+        if not _create(file, own):
+            _check_free(folder, file)
+            raise IncompleteError("another run was quicker")
+        return
+    write_bytes(file, _to_json(own))
     time.sleep(_SETTLE_S)
-    return _read(file) == own
+    if _read(file) != own:
+        _check_free(folder, file)
+        raise IncompleteError("another run was quicker")
+
+
+def _check_free(folder: Location, file: Location) -> None:
+    """Remove a stale lock.
+
+    Raises:
+        IncompleteError: there is one that is not stale.
+    """
+    holder = _read(file)
+    if holder is None:
+        return
+    if not is_stale(holder):
+        raise IncompleteError(
+            f"{folder} is being written by {holder.describe()}: wait for it, or remove {file} if "
+            "it is gone"
+        )
+    log(f"took over the lock of {holder.describe()}, which is stale")
+    _remove(file, holder)
+
+
+def _create(file: Location, own: Owner) -> bool:
+    """Write a local lock; False if there is one."""
+    try:
+        handle = os.open(file.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(_to_json(own))
+    except BaseException:  # a full disk must not leave a lock that nobody holds
+        os.unlink(file.path)
+        raise
+    return True
+
+
+def _to_json(owner: Owner) -> bytes:
+    return json.dumps(asdict(owner)).encode()
 
 
 def _read(file: Location) -> Owner | None:
@@ -160,13 +183,9 @@ def _read(file: Location) -> Owner | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):  # half written
-        return Owner("", "unknown", 0, _now())
+        return Owner("", "unknown", 0, datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 
 def _remove(file: Location, owner: Owner) -> None:
     if _read(file) == owner:
         file.filesystem.delete_file(file.path)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

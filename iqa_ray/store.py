@@ -7,7 +7,7 @@ import posixpath
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import yaml
@@ -19,6 +19,9 @@ from iqa_ray.errors import UsageError
 from iqa_ray.files import list_files, locate, one_line, read_bytes, write_bytes
 from iqa_ray.part_files import record_of, to_parquet
 from iqa_ray.parts import Parts
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Workspace:
@@ -73,6 +76,12 @@ class Workspace:
     ) -> None:
         """Write `table` whole or not at all, with `record` in its metadata."""
         write_bytes(self.location / name, to_parquet(table, record))
+
+    def write_frame(
+        self, name: str, frame: pd.DataFrame, record: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write `frame`, less its index, as `write_table` does."""
+        self.write_table(name, pa.Table.from_pandas(frame, preserve_index=False), record)
 
     def read_record(self, name: str) -> dict[str, Any] | None:
         """The record in the metadata of table `name`; None if there is no such table."""

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+import torch
 from test_runs import without_times
 
 from iqa_ray.capacity import Resources
 from iqa_ray.errors import IncompleteError
 from iqa_ray.files import locate
+from iqa_ray.training.inputs import ChunkedImages
 from iqa_ray.training.lanes import plan_lanes, train_runs
 from iqa_ray.training.loop import Recipe
-from iqa_ray.training.runs import Run, RunFiles
+from iqa_ray.training.pixels import load_pixels
+from iqa_ray.training.runs import Run, RunFiles, train_run
 from iqa_ray.training.sharing import Material
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -37,11 +43,15 @@ def find_workers() -> list[int]:
     return found
 
 
-@pytest.fixture
-def material(image_folder):
-    paths = sorted(map(str, image_folder(30).rglob("*.jpg")))
+def make_material(folder):
+    paths = sorted(map(str, folder.rglob("*.jpg")))
     targets = np.array([int(Path(path).parent.name == "b") for path in paths])
     return Material(paths, targets, 2, {"resnet18": None}, 32, 10**6, "")
+
+
+@pytest.fixture
+def material(image_folder):
+    return make_material(image_folder(30))
 
 
 def make_runs(num=4, **settings):
@@ -123,6 +133,38 @@ def test_a_run_that_raises_costs_only_itself(material, tmp_path):
     assert failure.run is bad
     assert "Invalid learning rate" in failure.reason
     assert all(result["status"] == "ok" for result in read_results(runs, tmp_path).values())
+
+
+@pytest.mark.slow
+def test_a_lost_node_changes_nothing(image_folder, tmp_path):
+    images, runs, out = image_folder(30), make_runs(), tmp_path / "out"
+    material = make_material(images)
+    pixels, _ = load_pixels(material.paths, 32, 10**6, "", 1)
+    targets = torch.tensor(material.targets)
+    files = RunFiles(locate(tmp_path / "alone"))
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for run in runs:
+        train_run(run, ChunkedImages([pixels]), targets, 2, None, files, lambda row: None)
+    torch.set_num_threads(num_threads)
+
+    script = Path(__file__).with_name("lose_node.py")
+    done = subprocess.run(
+        [sys.executable, script, images, out],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads((out / "said.json").read_text())
+    assert len(said["lost"]) == 1
+    assert said["failures"] == []
+    assert "a worker was lost, another group is started" in done.stderr
+    assert read_results(runs, out) == read_results(runs, tmp_path / "alone")
+    # two runs were in hand: at most an epoch of each is done again
+    assert sum("key" in event for event in said["events"]) <= 12 + 2
+    assert not list((out / "checkpoints").iterdir())
 
 
 def test_images_that_are_gone(material, tmp_path):

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from pydantic import Field, field_validator
 
 from iqa_ray.config import WorkspaceJob
@@ -201,7 +200,7 @@ def run_select(job: SelectJob) -> dict[str, Any]:
         frame[f"{name}_error"] = scores["error"].fillna("not scored yet").to_numpy()
     selection = cast_votes(frame, cutoffs, job.rule)
     workspace.prepare()
-    workspace.write_table(SELECTION_FILE, pa.Table.from_pandas(selection, preserve_index=False))
+    workspace.write_frame(SELECTION_FILE, selection)
     workspace.write_text(KEPT_FILE, list_kept(selection))
     workspace.record_config("select", job)
     num_kept = int(selection["keep"].sum())

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from pydantic import Field, model_validator
 
 from iqa_ray import cluster
@@ -221,8 +220,7 @@ def _make_and_score(workspace: Workspace, job: StudyJob) -> pd.DataFrame:
     with cluster.connect(job.address):
         log(f"making series of {len(plan.samples)} samples")
         made = _make_series(workspace, plan, job)
-        table = pa.Table.from_pandas(made, preserve_index=False)
-        workspace.write_table(_SERIES_FILE, table, {"key": plan.key})
+        workspace.write_frame(_SERIES_FILE, made, {"key": plan.key})
         return _score_series(workspace, made, job)
 
 
@@ -256,7 +254,7 @@ def _nested(workspace: Workspace) -> Workspace:
 def _score_series(workspace: Workspace, series: pd.DataFrame, job: StudyJob) -> pd.DataFrame:
     """Score the images as `score` does; one row a metric and image of a series."""
     paths = series[["path"]].drop_duplicates()  # a sample may begin several of its series
-    workspace.write_table(_MANIFEST_FILE, pa.Table.from_pandas(paths, preserve_index=False))
+    workspace.write_frame(_MANIFEST_FILE, paths)
     scored_in = _nested(workspace)
     settings = {name: getattr(job, name) for name in ScoringJob.model_fields}
     settings |= {"images": str(workspace.location / _MANIFEST_FILE), "workspace": str(scored_in)}
@@ -274,7 +272,7 @@ def _write_tables(
 ) -> None:
     files = {TABLE_FILE: table, SCORES_FILE: series, AGREEMENT_FILE: agreement.reset_index()}
     for name, frame in files.items():
-        workspace.write_table(name, pa.Table.from_pandas(frame, preserve_index=False))
+        workspace.write_frame(name, frame)
     write_bytes(workspace.location / FIGURE_FILE, draw_series(series))
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from iqa_ray import cluster
@@ -162,14 +161,10 @@ def train_arms(
         log(note)
     workspace.prepare()
     workspace.record_config(name, job)
-    _write(workspace, f"{folder}/splits.parquet", splits.table)
+    workspace.write_frame(f"{folder}/splits.parquet", splits.table)
     runs = _train_missing(workspace.location / folder, job, backbones, splits.table, candidates)
-    _write(workspace, f"{folder}/runs.parquet", runs)
+    workspace.write_frame(f"{folder}/runs.parquet", runs)
     return runs
-
-
-def _write(workspace: Workspace, name: str, frame: pd.DataFrame) -> None:
-    workspace.write_table(name, pa.Table.from_pandas(frame, preserve_index=False))
 
 
 def _train_missing(
@@ -194,7 +189,8 @@ def _train_missing(
     if job.restart:
         for run in runs:
             files.forget(run)
-    todo = [run for run in runs if files.read_result(run) is None]
+    results = {run.key: files.read_result(run) for run in runs}
+    todo = [run for run in runs if results[run.key] is None]
     failures: list[RunFailure] = []
     if todo:
         material = Material(
@@ -207,10 +203,11 @@ def _train_missing(
             options=candidates.options,
         )
         failures = _train(todo, len(runs) - len(todo), material, place, job)
+        results |= {run.key: files.read_result(run) for run in todo}
     reasons = {failure.run.key: failure.reason for failure in failures}
     rows = []
     for run in runs:
-        result = files.read_result(run) or {"status": "failed", "error": reasons.get(run.key, "")}
+        result = results[run.key] or {"status": "failed", "error": reasons.get(run.key, "")}
         rows.append(
             {"arm": run.arm, "backbone": run.recipe.backbone, "seed": run.recipe.seed, **result}
         )
@@ -281,11 +278,6 @@ def _make_runs(
                 digest = hashlib.blake2b(json.dumps(depends_on).encode(), digest_size=12)
                 runs.append(Run(digest.hexdigest(), arm, recipe, **places))
     return runs
-
-
-def write_summary(workspace: Workspace, folder: str, summary: pd.DataFrame) -> None:
-    """Write a study's `summary.parquet`."""
-    _write(workspace, f"{folder}/summary.parquet", summary)
 
 
 def check_runs(runs: pd.DataFrame, text: str) -> None:

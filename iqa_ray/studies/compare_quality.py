@@ -21,7 +21,6 @@ from iqa_ray.studies.arms import (
     read_candidates,
     summarise_study,
     train_arms,
-    write_summary,
 )
 from iqa_ray.studies.splits import Splits, split_quality
 from iqa_ray.studies.statistics import compare_arms, format_comparison, summarise_arms
@@ -68,7 +67,7 @@ def run_compare(job: CompareJob) -> dict[str, Any]:
     splits, candidates = _split(workspace, candidates, job)
     runs = train_arms(workspace, "compare", FOLDER, job, job.backbones, splits, candidates)
     summary, comparison = summarise_arms(runs), compare_arms(runs)
-    write_summary(workspace, FOLDER, summary.merge(comparison, on="backbone"))
+    workspace.write_frame(f"{FOLDER}/summary.parquet", summary.merge(comparison, on="backbone"))
     text = format_comparison(summary, comparison)
     check_runs(runs, text)
     return {

@@ -18,7 +18,6 @@ from iqa_ray.studies.arms import (
     read_candidates,
     summarise_study,
     train_arms,
-    write_summary,
 )
 from iqa_ray.studies.splits import REMOVED, SHARES, rank_quality, split_varying
 from iqa_ray.studies.statistics import format_varying, summarise_arms
@@ -62,7 +61,7 @@ def run_vary(job: VaryJob) -> dict[str, Any]:
     runs = train_arms(workspace, "vary", FOLDER, job, [job.backbone], splits, candidates)
     summary = summarise_arms(runs)
     summary["removed_percent"] = summary["arm"].str.removeprefix(REMOVED).astype(int)
-    write_summary(workspace, FOLDER, summary)
+    workspace.write_frame(f"{FOLDER}/summary.parquet", summary)
     write_bytes(workspace.location / f"{FOLDER}/curve.png", draw_shares(summary))
     text = format_varying(summary)
     check_runs(runs, text)

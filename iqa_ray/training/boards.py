@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _POLL_S = 0.5
 
@@ -49,7 +50,9 @@ def listen(on_event: Callable[[dict[str, Any]], None], keys: Sequence[str] = ())
     `keys` are the runs that the board hands out. It is ended at the end.
     """
     actor: Any = ray.remote(_Board)
-    board = actor.options(num_cpus=0).remote(list(keys))
+    # where the driver is, so that no other node takes it along
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    board = actor.options(num_cpus=0, scheduling_strategy=here).remote(list(keys))
     stop = threading.Event()
 
     def relay() -> None:

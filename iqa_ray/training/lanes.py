@@ -3,8 +3,9 @@
 Workers are as many as there is room for, and are started once for all runs: a worker costs seconds.
 They share the images, decoded once a node into Ray's object store, and tell an actor how they get
 on, to which the driver listens. Nothing is reported to Ray Train itself, whose `report` would make
-every worker wait for the slowest. A worker that dies takes its whole group with it; the driver
-starts another one, and each run goes on from its own last epoch.
+every worker wait for the slowest. A worker that dies, alone or with its node, takes its whole group
+with it; the driver starts another one, as large as there is room for then, and each run goes on
+from its own last epoch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,12 @@ from iqa_ray.progress import log
 from iqa_ray.training.boards import listen
 from iqa_ray.training.inputs import Inputs
 from iqa_ray.training.runs import Result, Run, RunFiles, train_run
-from iqa_ray.training.seeds import keep_interrupts, remove_folder, root_cause
+from iqa_ray.training.seeds import (
+    configure_run,
+    keep_interrupts,
+    remove_folder,
+    root_cause,
+)
 from iqa_ray.training.sharing import (
     Material,
     Shared,
@@ -112,8 +118,11 @@ def train_runs(
     failures: list[RunFailure] = []
     num_lost = 0
     while waiting:
+        room = sum(room_on(node, resources) for node in list_nodes())
+        # with no room left, one worker waits a minute for a node that may come
+        num_workers = max(1, min(num_lanes, room, len(waiting)))
         group = _Group(list(waiting.values()), shared, folder, resources)
-        outcome = group.train(min(num_lanes, len(waiting)), on_event)
+        outcome = group.train(num_workers, on_event)
         for key in outcome.finished:
             del waiting[key]
         for key, reason in outcome.failed.items():
@@ -122,11 +131,14 @@ def train_runs(
             assert not waiting, "a group ends when no run waits"
             break
         log(f"a worker was lost, another group is started: {outcome.lost}")
-        num_lost = 0 if outcome.finished or outcome.failed or outcome.guilty else num_lost + 1
+        num_lost = 0 if outcome.advanced or outcome.failed or outcome.guilty else num_lost + 1
         if num_lost >= MAX_TRIES:
-            raise IncompleteError(f"training workers cannot be kept running: {outcome.lost}")
+            raise IncompleteError(
+                f"training workers cannot be kept running: {outcome.lost}; what is done is kept, "
+                "run the same command again to go on"
+            )
         for key in waiting.keys() & set(outcome.guilty):
-            tries[key] += 1
+            tries[key] = 1 if key in outcome.advanced else tries[key] + 1
             if tries[key] >= MAX_TRIES:
                 reason = f"its worker died on each of {MAX_TRIES} tries: {outcome.lost}"
                 failures.append(RunFailure(waiting.pop(key), reason))
@@ -140,12 +152,13 @@ def train_runs(
 class _Outcome:
     """What came of a group: keys of runs, and why its workers were lost, if they were.
 
-    `guilty` are the runs that the dead workers had in hand.
+    `advanced` finished an epoch; `guilty` are those that the dead workers had in hand.
     """
 
-    finished: list[str]
-    failed: dict[str, str]
-    guilty: list[str]
+    finished: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    advanced: set[str] = field(default_factory=set)
+    guilty: list[str] = field(default_factory=list)
     lost: str | None = None
 
 
@@ -159,13 +172,15 @@ class _Group:
     resources: Resources
 
     def train(self, num_workers: int, on_event: Callable[[dict[str, Any]], None]) -> _Outcome:
-        outcome = _Outcome([], {}, [])
+        outcome = _Outcome()
 
         def note(event: dict[str, Any]) -> None:
             if key := event.get("finished"):
                 outcome.finished.append(key)
             elif key := event.get("failed"):
                 outcome.failed[key] = event["error"]
+            elif "epoch" in event:
+                outcome.advanced.add(event["key"])
             on_event(event)
 
         # a name of its own: Ray Train would take an earlier group's for this one, gone on
@@ -186,7 +201,6 @@ class _Group:
 
     def _make_trainer(self, num_workers: int, board: Any, folder: Location) -> TorchTrainer:
         needs = {"CPU": self.resources.num_cpus, "GPU": self.resources.num_gpus}
-        place, _, name = folder.path.rpartition("/")
         return TorchTrainer(
             _work,
             train_loop_config={
@@ -202,11 +216,7 @@ class _Group:
                 use_gpu=self.resources.num_gpus > 0,
                 resources_per_worker={name: need for name, need in needs.items() if need},
             ),
-            run_config=train.RunConfig(
-                name=name,
-                storage_path=place,
-                storage_filesystem=None if folder.is_local else folder.filesystem,
-            ),
+            run_config=configure_run(folder),
         )
 
 

@@ -136,7 +136,7 @@ def train_run(
         trainer.load_state(state["trainer"])
     history, best = state["history"], state["best"]
     last, error = None, ""
-    parts = {name: torch.from_numpy(getattr(run, name)) for name in ("train", "validation", "test")}
+    parts = {name: torch.tensor(getattr(run, name)) for name in ("train", "validation", "test")}
     for epoch in range(len(history) + 1, run.recipe.epochs + 1):
         start_s = time.monotonic()
         try:

@@ -58,11 +58,7 @@ def train_on_ray(
                     use_gpu=room.num_gpus > 0,
                     resources_per_worker={"CPU": room.num_cpus},
                 ),
-                run_config=train.RunConfig(
-                    name=key,
-                    storage_path=storage.path,
-                    storage_filesystem=None if storage.is_local else storage.filesystem,
-                ),
+                run_config=configure_run(run),
             ).fit()
         assert result.checkpoint is not None, "the worker reports a checkpoint"
         with result.checkpoint.as_directory() as folder:
@@ -71,6 +67,21 @@ def train_on_ray(
         raise IncompleteError(f"training failed: {root_cause(error)}") from None
     finally:
         remove_folder(run)
+
+
+def configure_run(folder: Location) -> train.RunConfig:
+    """Ray Train's settings of a run that keeps its files in `folder`, and ends when it fails.
+
+    Ray Train itself would ask for the same places for ever after their node was lost.
+    """
+    place, _, name = folder.path.rpartition("/")
+    once: Any = {"max_failures": 0, "controller_failure_limit": 0, "max_preemption_failures": 0}
+    return train.RunConfig(
+        name=name,
+        storage_path=place,
+        storage_filesystem=None if folder.is_local else folder.filesystem,
+        failure_config=train.FailureConfig(**once),
+    )
 
 
 @contextmanager
