@@ -31,28 +31,37 @@ _HELD: ContextVar[frozenset[Location]] = ContextVar("_HELD", default=frozenset()
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock: a process of a machine, since a UTC time (ISO 8601)."""
+    """Who holds a lock: a process of a machine, since a UTC time (ISO 8601), maybe for a moment."""
 
     token: str
     host: str
     pid: int
     started: str
+    is_brief: bool = False
 
     def describe(self) -> str:
         return f"process {self.pid} on {self.host} since {self.started}"
+
+
+class _LockedError(IncompleteError):
+    """`holder` has the lock; None if it has just given it back."""
+
+    def __init__(self, message: str, holder: Owner | None) -> None:
+        super().__init__(message)
+        self.holder = holder
 
 
 @contextmanager
 def hold_lock(folder: Location) -> Iterator[None]:
     """Hold the lock of a workspace, whose folder this is, for a whole run.
 
-    A lock is stale, and taken over, when its process on this machine is gone, or when it is older
-    than a day.
+    It is waited for only where another run holds it for a moment. A lock is stale, and taken
+    over, when its process on this machine is gone, or when it is older than a day.
 
     Raises:
         IncompleteError: another run holds it.
     """
-    with _hold(folder, patience_s=0.0):
+    with _hold(folder, is_brief=False):
         yield
 
 
@@ -68,14 +77,14 @@ def hold_lock_briefly(folder: Location) -> Iterator[None]:
     if folder in _HELD.get():
         yield
         return
-    with _hold(folder, _PATIENCE_S):
+    with _hold(folder, is_brief=True):
         yield
 
 
 @contextmanager
-def _hold(folder: Location, patience_s: float) -> Iterator[None]:
+def _hold(folder: Location, is_brief: bool) -> Iterator[None]:
     file = folder / LOCK_FILE
-    own = _take_patiently(folder, file, patience_s)
+    own = _take_patiently(folder, file, is_brief)
     held = _HELD.set(_HELD.get() | {folder})
     try:
         yield
@@ -84,19 +93,16 @@ def _hold(folder: Location, patience_s: float) -> Iterator[None]:
         _remove(file, own)
 
 
-def _take_patiently(folder: Location, file: Location, patience_s: float) -> Owner:
-    deadline_s = time.monotonic() + patience_s
+def _take_patiently(folder: Location, file: Location, is_brief: bool) -> Owner:
+    deadline_s = time.monotonic() + _PATIENCE_S
     while True:
-        own = Owner(
-            token=uuid.uuid4().hex,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        )
+        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        own = Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), started, is_brief)
         try:
             _take(folder, file, own)
-        except IncompleteError:
-            if time.monotonic() >= deadline_s:
+        except _LockedError as error:
+            may_wait = is_brief or error.holder is None or error.holder.is_brief
+            if not may_wait or time.monotonic() >= deadline_s:
                 raise
             time.sleep(_POLL_S)
         else:
@@ -131,13 +137,13 @@ def _take(folder: Location, file: Location, own: Owner) -> None:
     if file.is_local:
         if not _create(file, own):
             _check_free(folder, file)
-            raise IncompleteError("another run was quicker")
+            raise _LockedError("another run was quicker", None)
         return
     write_bytes(file, _to_json(own))
     time.sleep(_SETTLE_S)
     if _read(file) != own:
         _check_free(folder, file)
-        raise IncompleteError("another run was quicker")
+        raise _LockedError("another run was quicker", None)
 
 
 def _check_free(folder: Location, file: Location) -> None:
@@ -150,9 +156,10 @@ def _check_free(folder: Location, file: Location) -> None:
     if holder is None:
         return
     if not is_stale(holder):
-        raise IncompleteError(
+        raise _LockedError(
             f"{folder} is being written by {holder.describe()}: wait for it, or remove {file} if "
-            "it is gone"
+            "it is gone",
+            holder,
         )
     log(f"took over the lock of {holder.describe()}, which is stale")
     _remove(file, holder)
