@@ -7,10 +7,12 @@ object stores that fail in test_object_stores.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -606,3 +608,214 @@ def test_two_runs_that_both_find_changed_images(image_folder, ws, tmp_path):
     results = run_both(images, ws, tmp_path, {"shard_size": 2}, {"shard_size": 3})
     assert [result["num_scored"] for result in results] == [3, 3]
     assert_like_undisturbed(ws, images)
+
+
+# --- processes and nodes that go away ---------------------------------------------------------
+
+
+def start(function: str, *arguments: str) -> subprocess.Popen[str]:
+    """Call a function of this module in a process of its own."""
+    code = f"import sys, test_failures; sys.exit(test_failures.{function}(*sys.argv[1:]))"
+    return start_python("-c", code, *arguments)
+
+
+def start_command(*arguments: str) -> subprocess.Popen[str]:
+    """Start `iqa-ray`."""
+    return start_python("-m", "iqa_ray.cli", *arguments)
+
+
+def start_python(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error."""
+    out, error = process.communicate(timeout=240)
+    return process.returncode, out, error
+
+
+def wait_until(is_so: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
+    deadline_s = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < deadline_s
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def count_parts(ws: str) -> int:
+    return len(list(Path(ws).glob("scores/**/part-*.parquet")))
+
+
+def take_time(source: Source, seconds: float) -> Callable[[Shard], Any]:
+    worker = ShardScorer(source)
+
+    def work(shard: Shard) -> Any:
+        time.sleep(seconds)
+        return worker(shard)
+
+    return work
+
+
+def score_slowly(images: str, ws: str) -> None:
+    run(Path(images), ws, partial(take_time, seconds=0.3))
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_and_started_again(image_folder, ws, monkeypatch):
+    psutil = pytest.importorskip("psutil")
+    images = image_folder(90)
+    driver = start("score_slowly", str(images), ws)
+    wait_until(lambda: count_parts(ws) > 4, driver)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.communicate()
+    try:
+        assert count_parts(ws) < 60
+        # at once, while actors of the killed one may still be at work
+        assert run_main(images, ws, monkeypatch) == 0
+        assert_like_undisturbed(ws, images)
+    finally:
+        for process in children:  # Ray's own take a minute to go
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def lose_node(images: str, ws: str) -> int:
+    """Score on a head and another node, which is taken away when it has done a few shards."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    # lost nodes are noticed at once, not after half a minute
+    checks = {
+        "health_check_initial_delay_ms": 0,
+        "health_check_period_ms": 500,
+        "health_check_failure_threshold": 4,
+    }
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": checks}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    other = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
+    # a driver does not outlive its own node
+    assert ray.get_runtime_context().get_node_id() == cluster.head_node.node_id
+    flags = Path(ws).parent
+
+    def lose() -> None:
+        wait_until((flags / other.node_id).exists)
+        wait_until(lambda: count_parts(ws) > 8)
+        cluster.remove_node(other, allow_graceful=False)
+        (flags / "lost").touch()
+
+    thread = threading.Thread(target=lose)
+    thread.start()
+    summary = run(
+        Path(images), ws, partial(note_node, folder=flags), cpus_per_actor=1.0, num_actors=2
+    )
+    thread.join()
+    return 0 if summary["num_scored"] == 60 else 1
+
+
+def note_node(source: Source, folder: Path) -> Callable[[Shard], Any]:
+    import ray
+
+    (folder / ray.get_runtime_context().get_node_id()).touch()
+    return take_time(source, 0.4)
+
+
+@pytest.mark.slow
+def test_a_node_removed_without_warning(image_folder, ws, tmp_path):
+    images = image_folder(60)
+    code, _, error = finish(start("lose_node", str(images), ws))
+    assert code == 0, error
+    assert (tmp_path / "lost").exists()
+    assert error.count("an actor was lost: ") == 1
+    assert_like_undisturbed(ws, images)
+
+
+def hog(source: Source, name: str, num_bytes: int, folder: Path) -> Callable[[Shard], Any]:
+    """A scorer that takes far too much memory for one image."""
+    real = shards.read_file
+
+    def read(path: str, options: str) -> Any:
+        if path.endswith(name):
+            (folder / f"try-{time.monotonic_ns()}").touch()
+            taken = np.ones(num_bytes, np.uint8)
+            time.sleep(20)  # longer than the memory is looked at
+            del taken
+        return real(path, options)
+
+    shards.read_file = read
+    return take_time(source, 0.1)
+
+
+def run_with_little_memory(images: str, ws: str, threshold: str, num_bytes: str) -> int:
+    """Score on a Ray that ends actors when the node has used so much of its memory."""
+    import ray
+
+    settings = {"RAY_memory_usage_threshold": threshold, "RAY_memory_monitor_refresh_ms": "100"}
+    os.environ.update(settings)
+    with mock.patch.object(ray, "init", partial(ray.init, object_store_memory=100_000_000)):
+        make_worker = partial(hog, name="005.jpg", num_bytes=int(num_bytes), folder=Path(ws).parent)
+        with mock.patch("iqa_ray.scoring.run_score", partial(run_score, make_worker=make_worker)):
+            command = ["score", images, "--workspace", ws, "--metrics", ",".join(METRICS)]
+            return main([*command, "--cpus-per-actor", "0.5", "--shard-size", "3"])
+
+
+@pytest.mark.slow
+def test_a_scorer_that_ray_ends_for_its_memory(image_folder, ws, tmp_path, monkeypatch):
+    """Ray ends the actors beside it too: their shards are not given up."""
+    psutil = pytest.importorskip("psutil")
+    memory = psutil.virtual_memory()
+    room, taken = 2_000_000_000, 4_000_000_000
+    if memory.available < 2 * taken:
+        pytest.skip("not enough memory to take some without harm")
+    threshold = (memory.total - memory.available + room) / memory.total
+    images = image_folder(30)
+    code, _, error = finish(
+        start("run_with_little_memory", str(images), ws, f"{threshold:.4f}", str(taken))
+    )
+    assert code == 1, error
+    check_incomplete(error, "3 images", "b/001.jpg' and 2 more", "3 tries", "short of memory")
+    assert len(list(tmp_path.glob("try-*"))) == 3
+    assert len(read_disk(ws, "lapm")) == len(read_disk(ws, "wavs")) == 27
+    complete(images, ws, monkeypatch)
+    assert_like_undisturbed(ws, images)
+
+
+@pytest.mark.slow
+def test_two_commands_at_once(image_folder, ws):
+    images = image_folder(24)
+    command = [
+        "score",
+        str(images),
+        "--workspace",
+        ws,
+        "--num-actors",
+        "1",
+        "--metrics",
+        "lapm,wavs",
+    ]
+    drivers = [start_command(*command, "--shard-size", size) for size in ("3", "4")]
+    for code, _, error in map(finish, drivers):
+        assert code == 0, error
+    assert_like_undisturbed(ws, images)
+
+
+@pytest.mark.slow
+def test_a_night_beside_a_score(image_folder, ws):
+    images = image_folder(12)
+    with without_actors():
+        run(images, ws)
+    for number in range(3):
+        Image.fromarray(make_texture(50 + number)).save(images / "a" / f"new{number}.jpg")
+        Image.fromarray(make_texture(60 + number)).save(images / "b" / f"00{2 * number + 1}.jpg")
+    common = [str(images), "--workspace", ws, "--num-actors", "1"]
+    night = start_command("rescore", *common)
+    score = start_command("score", *common, "--metrics", "lapm,wavs", "--shard-size", "2")
+    for code, _, error in map(finish, (night, score)):
+        assert code == 0, error
+    assert_like_undisturbed(ws, images)
+    assert list(pd.read_parquet(f"{ws}/history/runs.parquet")["status"]) == ["ok"]
+    assert not (Path(ws) / "rescore.lock").exists()
