@@ -36,8 +36,8 @@ from iqa_ray.metrics.deep import DeepMetric, Device
 from iqa_ray.metrics.pulling import prepare_weights
 from iqa_ray.metrics.spec import get_spec
 from iqa_ray.metrics.weights import Weights, build_model
+from iqa_ray.parts import make_fingerprints
 from iqa_ray.shards import Shard, Source
-from iqa_ray.store import make_fingerprints
 
 DEFAULT_METRICS: dict[Device, str] = {"cpu": "musiq", "cuda": "musiq,maniqa,hyperiqa"}
 DEFAULT_NUM_IMAGES: dict[Device, int] = {"cpu": 8, "cuda": 256}

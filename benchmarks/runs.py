@@ -10,11 +10,11 @@ import numpy as np
 
 from iqa_ray.decoding import DEFAULT_MAX_PIXELS
 from iqa_ray.images import list_images
+from iqa_ray.parts import make_fingerprints
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scoring import run_score
 from iqa_ray.shards import Shard, ShardScorer, Source
 from iqa_ray.spreading import LARGEST_SHARD
-from iqa_ray.store import make_fingerprints
 
 METRICS = ("lapv", "lapm", "wavs")
 SHARD_SIZE = LARGEST_SHARD

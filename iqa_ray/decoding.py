@@ -28,6 +28,9 @@ DEFAULT_MAX_PIXELS = 50_000_000
 # Pillow itself refuses to open more than twice its MAX_IMAGE_PIXELS
 LARGEST_MAX_PIXELS = 178_956_970
 
+# the error of a file that is not there, whatever its file system
+MISSING = "No such file or directory"
+
 _PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "JPEG2000")
 
 
@@ -48,13 +51,17 @@ def read_image_bytes(location: Location) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        ImageError: `unreadable`, with the reason.
+        ImageError: `unreadable`, with the reason (MISSING if it is not there), or `too_large`.
         UnansweredError: an object store failed on every try, which says nothing of the image.
     """
     try:
         data = read_bytes(location)
     except UnansweredError:
         raise
+    except FileNotFoundError:
+        raise ImageError("unreadable", MISSING) from None
+    except MemoryError:
+        raise ImageError("too_large", "not enough memory to read it") from None
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise ImageError("unreadable", reason) from None

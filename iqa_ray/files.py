@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +26,8 @@ AnswerT = TypeVar("AnswerT")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _MAX_MESSAGE = 200
 _NUM_READS = 5
+_UNFINISHED = ".tmp"
+_ABANDONED_S = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -150,11 +153,16 @@ def write_bytes(location: Location, data: bytes | pa.Buffer) -> None:
         return
     folder, name = os.path.split(location.path)
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{_UNFINISHED}")
     try:
         with open(temporary, "wb") as stream:
             stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())  # or a node that loses power leaves an empty file
         os.replace(temporary, location.path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, location.path) from None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -194,6 +202,15 @@ def list_infos(folder: Location) -> list[pafs.FileInfo]:
     """
     selector = pafs.FileSelector(folder.path, recursive=True, allow_not_found=True)
     return list(_ask(folder, lambda: folder.filesystem.get_file_info(selector)))
+
+
+def remove_unfinished(folder: Location) -> None:
+    """Remove what writers that were killed long ago left in a local folder."""
+    if not folder.is_local or not os.path.isdir(folder.path):
+        return
+    for file in Path(folder.path).glob(f".*{_UNFINISHED}"):
+        if time.time() - file.stat().st_mtime > _ABANDONED_S:
+            file.unlink(missing_ok=True)
 
 
 def list_files(folder: Location, suffix: str = "") -> list[Location]:

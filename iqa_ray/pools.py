@@ -68,8 +68,9 @@ def run_shards(
         on_done: told of each finished shard: index of its pool, its own index there, and the
             worker's summary.
 
-    A shard whose actor or node dies is tried again elsewhere, MAX_TRIES times in all; a shard
-    whose worker raises is not, since it would raise again.
+    A shard whose actor or node dies is tried again elsewhere, MAX_TRIES times in all; so is one
+    that ran out of memory, when nothing else of its pool runs. A shard whose worker raises
+    anything else is not, since it would raise again.
 
     Raises:
         IncompleteError: no actor could be started.
@@ -81,7 +82,7 @@ def run_shards(
         run.run()
     finally:
         for crew in crews:
-            crew.dismiss()
+            crew.dismiss_all()
     return run.failures
 
 
@@ -122,6 +123,9 @@ class _Crew:
     def __init__(self, index: int, pool: Pool[Any, Any]) -> None:
         self.index, self.pool = index, pool
         self.waiting = deque(range(len(pool.shards)))
+        # ran out of memory, their own or, since Ray ends several actors at once, a neighbour's:
+        # tried again one at a time, the culprit ends no others with it, and has the most room
+        self.waiting_alone: deque[int] = deque()
         self.tries = [0] * len(pool.shards)
         self.members: list[_Member] = []
         self.num_failed_starts = 0
@@ -135,25 +139,43 @@ class _Crew:
 
     @property
     def is_done(self) -> bool:
-        return not self.waiting and all(member.shard is None for member in self.members)
+        return not self.waiting and not self.waiting_alone and not self._num_busy
 
-    def hire(self) -> None:
-        """Start an actor and have it make its worker."""
-        actor = self._actor_class.remote(self.pool.make_worker)
-        self.members.append(_Member(actor, self, actor.make.remote()))
+    @property
+    def _num_busy(self) -> int:
+        return sum(member.shard is not None for member in self.members)
+
+    @property
+    def _num_open(self) -> int:
+        """Shards that may be begun now."""
+        return len(self.waiting) or int(bool(self.waiting_alone) and not self._num_busy)
 
     def hand_out(self) -> None:
-        """Give a shard to every actor that waits for one."""
-        for member in self.members:
-            if member.reference is None and self.waiting:
-                member.shard = self.waiting.popleft()
-                member.reference = member.actor.run.remote(self.pool.shards[member.shard])
+        """Give a shard to every actor that waits for one, and have as many actors as are needed.
 
-    def dismiss(self) -> None:
-        """End all actors, so that others get their place."""
-        for member in self.members:
-            ray.kill(member.actor)
-        self.members = []
+        An actor without a shard is ended: it would keep others from its place, and if it died
+        unnoticed, the shard that it is given later would be blamed.
+        """
+        for member in list(self.members):
+            if member.reference is not None:
+                continue
+            if self._num_open:
+                member.shard = (self.waiting or self.waiting_alone).popleft()
+                member.reference = member.actor.run.remote(self.pool.shards[member.shard])
+            else:
+                self.dismiss(member)
+        while len(self.members) < min(self.pool.num_actors, self._num_busy + self._num_open):
+            actor = self._actor_class.remote(self.pool.make_worker)
+            self.members.append(_Member(actor, self, actor.make.remote()))
+
+    def dismiss(self, member: _Member) -> None:
+        """End an actor, so that others get its place."""
+        self.members.remove(member)
+        ray.kill(member.actor)
+
+    def dismiss_all(self) -> None:
+        for member in list(self.members):
+            self.dismiss(member)
 
 
 class _Run:
@@ -162,9 +184,6 @@ class _Run:
         self.failures: list[ShardFailure] = []
 
     def run(self) -> None:
-        for crew in self._crews:
-            for _ in range(min(crew.pool.num_actors, len(crew.waiting))):
-                crew.hire()
         last_up_s = time.monotonic()
         while at_work := [crew for crew in self._crews if not crew.is_done]:
             for crew in at_work:
@@ -178,7 +197,7 @@ class _Run:
                 self._collect(running[reference])
             for crew in at_work:
                 if crew.is_done:
-                    crew.dismiss()
+                    crew.dismiss_all()
             if any(member.is_up for crew in at_work for member in crew.members):
                 last_up_s = time.monotonic()
             elif time.monotonic() - last_up_s > START_TIMEOUT_S:
@@ -194,16 +213,18 @@ class _Run:
         try:
             result = ray.get(reference)
         except ray_errors.RayTaskError as error:
-            if shard is not None:
-                self.failures.append(
-                    ShardFailure(crew.index, shard, one_line(error.cause or error))
-                )
-            elif isinstance(error.cause, UsageError):
-                raise error.cause from None
+            cause = error.cause or error
+            if isinstance(cause, MemoryError):
+                self._replace(member, shard, f"not enough memory: {one_line(cause)}", True)
+            elif shard is not None:
+                self.failures.append(ShardFailure(crew.index, shard, one_line(cause)))
+            elif isinstance(cause, UsageError):
+                raise cause from None
             else:
-                self._replace(member, None, one_line(error.cause or error))
+                self._replace(member, None, one_line(cause))
         except ray_errors.RayError as error:
-            self._replace(member, shard, _last_line(error))
+            is_memory = isinstance(error, ray_errors.OutOfMemoryError)
+            self._replace(member, shard, _describe_death(error), is_memory)
         else:
             if shard is None:
                 member.is_up = True
@@ -211,28 +232,36 @@ class _Run:
             else:
                 self._on_done(crew.index, shard, result)
 
-    def _replace(self, member: _Member, shard: int | None, reason: str) -> None:
-        """Start another actor in place of a dead one, and try its shard again or give it up."""
+    def _replace(
+        self, member: _Member, shard: int | None, reason: str, is_memory: bool = False
+    ) -> None:
+        """Make room for another actor, and try the lost one's shard again or give it up."""
         crew = member.crew
-        crew.members.remove(member)
-        ray.kill(member.actor)  # it may only have been out of reach
+        crew.dismiss(member)  # it may only have been out of reach
         if not member.is_up:
             crew.num_failed_starts += 1
             if crew.num_failed_starts >= MAX_TRIES:
                 raise IncompleteError(f"actors cannot be started: {reason}")
         if shard is not None:
             crew.tries[shard] += 1
-            if crew.tries[shard] < MAX_TRIES:
-                crew.waiting.append(shard)
-            else:
+            if crew.tries[shard] >= MAX_TRIES:
                 reason = f"its actor died on each of {MAX_TRIES} tries: {reason}"
                 self.failures.append(ShardFailure(crew.index, shard, reason))
-        log(f"an actor was lost and is being replaced: {reason}")
-        crew.hire()
+            elif is_memory:
+                crew.waiting_alone.append(shard)
+            else:
+                crew.waiting.append(shard)
+        log(f"an actor was lost: {reason}")
 
 
-def _last_line(error: BaseException) -> str:
-    """The line of a Ray error that says what happened: its text is a trace and many notes."""
+def _describe_death(error: BaseException) -> str:
+    """What a Ray error says happened, on one line: its text is a trace and many notes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, ray_errors.OutOfMemoryError):
+        causes = [line for line in lines if line.startswith("OOM kill reason:")]
+        reason = causes[0].partition(":")[2].strip() if causes else lines[0]
+        return one_line(f"ended by Ray, since its node ran short of memory: {reason}")
+    if any("OOM killer" in line for line in lines):  # one of three guesses of Ray's
+        return "its process was killed, as the system does when memory runs out, or crashed"
     causes = [line for line in lines if "Error:" in line or "died" in line.lower()]
     return one_line(causes[-1] if causes else (lines[0] if lines else type(error).__name__))

@@ -21,10 +21,12 @@ from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import locate, read_bytes, write_bytes
 from iqa_ray.holdout import find_same_images, find_split
 from iqa_ray.images import LabelMode, list_images
+from iqa_ray.part_files import Fingerprints
+from iqa_ray.parts import find_missing, make_fingerprints
 from iqa_ray.pools import Pool, run_shards
 from iqa_ray.predictions import PREDICTIONS_FILE, import_predictions, judge_predictions
 from iqa_ray.progress import LINE_INTERVAL_S, Progress, log
-from iqa_ray.store import Fingerprints, Workspace, find_missing, make_fingerprints
+from iqa_ray.store import Workspace
 from iqa_ray.train_job import BackboneName, TrainingJob
 
 if TYPE_CHECKING:
@@ -331,6 +333,7 @@ def _predict_missing(
             f"{len(failures)} of {len(shards)} shards have no predictions: {failures[0].reason}; "
             "run the same command again to complete them"
         )
+    parts.drop_repeated(fingerprints)  # another run may have done the same
 
 
 def describe_predictions(summary: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from pyarrow import compute as pc
 
 from iqa_ray.errors import UsageError
 from iqa_ray.files import list_files
+from iqa_ray.lock import hold_lock_briefly
 from iqa_ray.metrics.spec import SPECS, MetricSpec, get_spec
 from iqa_ray.store import Workspace
 
@@ -41,14 +42,21 @@ def scores_folder(metric: str, version: str) -> str:
 
 
 def record_specs(workspace: Workspace, specs: Sequence[MetricSpec]) -> None:
-    """Record the present entries of pyiqa's metrics, which later jobs read in place of pyiqa's."""
-    recorded = read_specs(workspace)
-    entries = {}
-    for spec in [*recorded.values(), *specs]:
-        entry = asdict(spec)
-        entry["range"] = [bound if isfinite(bound) else None for bound in spec.range]
-        entries[spec.name] = entry
-    workspace.write_json(SPECS_FILE, entries)
+    """Record the present entries of pyiqa's metrics, which later jobs read in place of pyiqa's.
+
+    Raises:
+        IncompleteError: they are new, and another run holds the workspace.
+    """
+    added = {spec.name: spec for spec in specs}
+    if (recorded := read_specs(workspace)) | added == recorded:
+        return
+    with hold_lock_briefly(workspace.location):  # another run may add others meanwhile
+        entries = {}
+        for spec in (read_specs(workspace) | added).values():
+            entry = asdict(spec)
+            entry["range"] = [bound if isfinite(bound) else None for bound in spec.range]
+            entries[spec.name] = entry
+        workspace.write_json(SPECS_FILE, entries)
 
 
 def read_specs(workspace: Workspace) -> dict[str, MetricSpec]:

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from iqa_ray import cluster
 from iqa_ray.config import make_job
-from iqa_ray.errors import UsageError
+from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import locate
-from iqa_ray.images import list_images
+from iqa_ray.images import Listing, list_images
 from iqa_ray.metrics.deep import make_version
 from iqa_ray.metrics.pulling import prepare_weights
 from iqa_ray.metrics.spec import CPU_METRICS, MetricSpec, get_spec
+from iqa_ray.part_files import Fingerprints
+from iqa_ray.parts import find_missing, make_fingerprints
 from iqa_ray.progress import log
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import count_failures, record_specs, scores_folder, scores_frame
@@ -36,11 +38,14 @@ from iqa_ray.spreading import (
     spread_groups,
     summarise_models,
 )
-from iqa_ray.store import Fingerprints, Workspace, find_missing, make_fingerprints
+from iqa_ray.store import Workspace
 
 
 def run_score(job: ScoreJob, make_worker: MakeWorker = ShardScorer) -> dict[str, Any]:
     """List the images, score those that have no score yet, and return the run's summary.
+
+    Several runs may score into one workspace at once. With different metrics they share the work;
+    with the same ones they do it twice, and what they then have twice is removed at the end.
 
     Args:
         job: the settings.
@@ -49,26 +54,15 @@ def run_score(job: ScoreJob, make_worker: MakeWorker = ShardScorer) -> dict[str,
     Raises:
         UsageError: unusable input, weights that are missing or damaged, or a workspace that holds
             something else.
-        IncompleteError: some shards could not be scored; the next run scores them.
+        IncompleteError: some shards could not be scored; the next run scores them. Or rows of
+            images that changed must go, and another run holds the workspace.
     """
     start_s = time.monotonic()
     workspace = Workspace(job.workspace)
     listing = list_images(job.images, job.labels, exclude=[workspace.location])
     groups = _make_groups(job)
     workspace.prepare()
-    record = {
-        "images": str(locate(job.images)),
-        "root": str(listing.root),
-        "labels": job.labels,
-        "max_pixels": job.max_pixels,
-    }
-    _check_same_data(workspace, record)
-    workspace.write_table("images.parquet", listing.table, record)
-    workspace.record_config("score", job)
-    deep = [spec for group in groups if group.weights for spec in group.specs]
-    if deep:
-        record_specs(workspace, deep)
-
+    _record_run(workspace, job, listing, groups)
     settings = make_row_settings(job.max_pixels)
     fingerprints = make_fingerprints(listing.table, settings)
     missing = {
@@ -83,6 +77,7 @@ def run_score(job: ScoreJob, make_worker: MakeWorker = ShardScorer) -> dict[str,
         source = Source(str(workspace), job.max_pixels, listing.root.options, settings)
         with cluster.connect(job.address):
             works = spread_groups(job, source, listing.table, fingerprints, missing, make_worker)
+        _drop_repeated(workspace, groups, settings)
     seconds = time.monotonic() - start_s
     failures = count_failures(workspace, job.metrics, listing.table)
     return {
@@ -97,6 +92,24 @@ def run_score(job: ScoreJob, make_worker: MakeWorker = ShardScorer) -> dict[str,
         "images_per_s": round(num_to_score / seconds, 2),
         "workspace": str(workspace),
     }
+
+
+def _record_run(
+    workspace: Workspace, job: ScoreJob, listing: Listing, groups: Sequence[Group]
+) -> None:
+    """Write what later jobs need to know: the images, the settings, the deep metrics' entries."""
+    record = {
+        "images": str(locate(job.images)),
+        "root": str(listing.root),
+        "labels": job.labels,
+        "max_pixels": job.max_pixels,
+    }
+    _check_same_data(workspace, record)
+    workspace.write_table("images.parquet", listing.table, record)
+    workspace.record_config("score", job)
+    deep = [spec for group in groups if group.weights for spec in group.specs]
+    if deep:
+        record_specs(workspace, deep)
 
 
 def make_row_settings(max_pixels: int) -> str:
@@ -153,6 +166,18 @@ def _find_missing_metrics(
             )
         missing |= find_missing(parts.done(), fingerprints).astype(np.int64) << bit
     return missing
+
+
+def _drop_repeated(workspace: Workspace, groups: Sequence[Group], settings: str) -> None:
+    """Leave one row an image where another run has scored the same images meanwhile."""
+    # that run may have listed the images later than this one
+    listed = workspace.read_table("images.parquet", "score IMAGES")
+    fingerprints = make_fingerprints(listed, settings)
+    try:
+        for spec in (spec for group in groups for spec in group.specs):
+            workspace.parts(scores_folder(spec.name, spec.version)).drop_repeated(fingerprints)
+    except IncompleteError as error:  # readers take one row an image in any case
+        log(f"rows that two runs have written stay for now, for `iqa-ray compact`: {error}")
 
 
 def score(

@@ -14,14 +14,16 @@ import pyarrow as pa
 from pyarrow import compute as pc
 
 from iqa_ray import metrics
-from iqa_ray.decoding import ImageError, decode_image, hash_content, read_image_bytes
+from iqa_ray.decoding import MISSING, ImageError, decode_image, hash_content, read_image_bytes
 from iqa_ray.files import one_line
 from iqa_ray.images import locate_image
 from iqa_ray.metrics.planes import Planes
 from iqa_ray.metrics.spec import MetricError
+from iqa_ray.part_files import Fingerprints
+from iqa_ray.parts import make_fingerprints
 from iqa_ray.reading import run_ahead
 from iqa_ray.scores import SCORES_SCHEMA, scores_folder
-from iqa_ray.store import Fingerprints, Workspace
+from iqa_ray.store import Workspace
 
 # an object store answers slowly and many at a time
 _REMOTE_READERS, _REMOTE_AHEAD = 8, 32
@@ -61,17 +63,26 @@ def score_image(data: bytes, computed: Sequence[metrics.Metric], max_pixels: int
         planes = Planes(decode_image(data, max_pixels))
     except ImageError as error:
         return [(None, error.status, str(error))] * len(computed)
+    except MemoryError:
+        return [(None, "too_large", "not enough memory for its pixels")] * len(computed)
     scores: list[Score] = []
     for metric in computed:
         try:
             scores.append((metric.measure(planes), "ok", ""))
         except MetricError as error:
             scores.append((None, error.status, str(error)))
-        except MemoryError:
-            scores.append((None, "too_large", f"not enough memory for {metric.name}"))
         except Exception as error:  # one odd image must not cost the others of its shard
-            scores.append((None, "undefined", f"{type(error).__name__}: {one_line(error)}"))
+            if _is_for_memory(error):
+                scores.append((None, "too_large", f"not enough memory for {metric.name}"))
+            else:
+                scores.append((None, "undefined", f"{type(error).__name__}: {one_line(error)}"))
     return scores
+
+
+def _is_for_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (
+        isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem
+    )
 
 
 def score_shard(
@@ -151,8 +162,19 @@ def write_parts(
         counts = pc.value_counts(status).to_pylist()
         statuses[metric.name] = {entry["values"]: entry["counts"] for entry in counts}
         parts = workspace.parts(scores_folder(metric.name, metric.version))
-        parts.write(table, shard.fingerprints, source.settings)
+        parts.write(table, _mark_missing(table, shard, source.settings), source.settings)
     return {"num_images": len(failed), "num_failed": int(failed.sum()), "statuses": statuses}
+
+
+def _mark_missing(table: pa.Table, shard: Shard, settings: str) -> Fingerprints:
+    """The fingerprints of a shard's rows, with those of absent files for files that were absent.
+
+    They were there when they were listed; if they come back as they were, they want scoring.
+    """
+    absent = pc.equal(table.column("error"), MISSING).to_numpy()
+    unknown = pa.nulls(table.num_rows, pa.int64())
+    columns = {"image_id": table.column("image_id"), "size_bytes": unknown, "mtime_ns": unknown}
+    return np.where(absent, make_fingerprints(pa.table(columns), settings), shard.fingerprints)
 
 
 class ShardScorer:

@@ -19,11 +19,11 @@ from iqa_ray.errors import IncompleteError
 from iqa_ray.metrics.deep import Device
 from iqa_ray.metrics.spec import MetricSpec
 from iqa_ray.metrics.weights import Weights
+from iqa_ray.part_files import Fingerprints
 from iqa_ray.pools import Pool, ShardFailure, run_shards
 from iqa_ray.progress import Progress, log
 from iqa_ray.score_job import ScoreJob, takes_max_side
 from iqa_ray.shards import Shard, Source
-from iqa_ray.store import Fingerprints
 from iqa_ray.telemetry import MeasuredScorer
 
 # a part should be worth a file, and a lost shard not worth a tear

@@ -15,9 +15,10 @@ PACKAGE = Path(iqa_ray.__file__).parent
 LAYERS = [
     ["errors", "progress", "object_stores"],
     ["config", "files"],
-    ["decoding", "images"],
+    ["decoding", "images", "lock", "part_files"],
+    ["parts"],
     ["store"],
-    ["rescoring.changes", "rescoring.drift", "rescoring.lock", "rescoring.history"],
+    ["rescoring.changes", "rescoring.drift", "rescoring.history"],
     ["metrics", "distortions", "data.dotcodes"],
     ["capacity", "reading", "scores"],
     ["cluster", "shards", "score_job", "train_job"],

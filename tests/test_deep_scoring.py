@@ -19,12 +19,13 @@ from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.images import list_images
 from iqa_ray.metrics import deep
 from iqa_ray.metrics.pulling import prepare_weights
+from iqa_ray.parts import make_fingerprints
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import find_spec, scored_metrics, scores_frame
 from iqa_ray.scoring import describe_scores, run_score
 from iqa_ray.selection.jobs import CutoffsJob, run_cutoffs
 from iqa_ray.shards import Shard, Source
-from iqa_ray.store import Workspace, make_fingerprints
+from iqa_ray.store import Workspace
 
 pytest.importorskip("pyiqa")
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import s3
 from conftest import make_texture
+from iqa_ray.rescoring.lock import hold_lock
 from PIL import Image
 from pyarrow import compute as pc
 from pyarrow import fs as pafs
@@ -30,7 +31,6 @@ from iqa_ray.images import list_images, make_image_id
 from iqa_ray.object_stores import UnansweredError, find_kind, open_store
 from iqa_ray.rescoring import lock
 from iqa_ray.rescoring.jobs import RescoreJob, run_rescore
-from iqa_ray.rescoring.lock import hold_lock
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import read_scores, scores_frame
 from iqa_ray.scoring import run_score

@@ -209,3 +209,27 @@ def make_unusable():
 def test_what_a_worker_says_while_it_is_made_ends_the_run():
     with pytest.raises(UsageError, match="^this file is damaged$"):
         run(make_unusable, [1, 2])
+
+
+def make_logger(folder: Path, deadly: int):
+    """Works for a while at every shard; one kills its actor once, when no shard is left."""
+
+    def work(shard):
+        with open(folder / "pids", "a") as log:
+            log.write(f"{os.getpid()}\n")
+        if shard == deadly and not (folder / "died").exists():
+            (folder / "died").touch()
+            time.sleep(1)  # until the other actor has had nothing to do for a while
+            os.kill(os.getpid(), signal.SIGKILL)
+        return shard
+
+    return work
+
+
+def test_an_actor_without_a_shard_is_ended(tmp_path):
+    """It would keep its place, and its death would be laid at the door of a later shard."""
+    done, failures = run(partial(make_logger, tmp_path, 3), [0, 1, 2, 3])
+    assert failures == []
+    assert sorted(done) == [0, 1, 2, 3]
+    pids = (tmp_path / "pids").read_text().split()
+    assert pids[-1] not in pids[:-1]  # the last try had an actor of its own

@@ -23,6 +23,7 @@ from iqa_ray import shards
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.lock import LOCK_FILE, hold_lock
 from iqa_ray.rescoring import jobs
 from iqa_ray.rescoring.jobs import (
     CompactJob,
@@ -31,7 +32,6 @@ from iqa_ray.rescoring.jobs import (
     run_compact,
     run_rescore,
 )
-from iqa_ray.rescoring.lock import LOCK_FILE, hold_lock
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import read_scores, scores_frame
 from iqa_ray.store import Workspace
@@ -243,7 +243,7 @@ def write_lock(ws, **changes):
 
 
 def test_two_nights_never_write_at_once(ws, photos, capsys):
-    with hold_lock(Workspace(ws)):
+    with hold_lock(Workspace(ws).location):
         assert main(["rescore", str(photos), "--workspace", ws]) == 1
         assert f"is being written by process {os.getpid()} on" in capsys.readouterr().err
         assert main(["compact", ws]) == 1
@@ -267,7 +267,7 @@ def test_stale_locks_are_taken_over(ws, photos, capsys):
 
 
 def test_one_of_many_gets_the_lock(tmp_path):
-    workspace = Workspace(str(tmp_path))
+    workspace = Workspace(str(tmp_path)).location
     barrier, held, refused = threading.Barrier(8), [], []
 
     def run():
@@ -345,9 +345,9 @@ def test_readers_see_no_gap(ws, photos):
 
 
 def shards_settings(parts):
-    from iqa_ray.store import _record_of
+    from iqa_ray.part_files import settings_of
 
-    return str(_record_of(parts._read_schema())["settings"])
+    return settings_of(parts._read_schema())
 
 
 def test_large_parts_stay(tmp_path):

@@ -15,12 +15,12 @@ from test_decoding import png_header
 import iqa_ray
 from iqa_ray import metrics, scoring
 from iqa_ray.config import make_job
-from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.errors import UsageError
 from iqa_ray.images import list_images
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import SCORES_SCHEMA, read_scores, scored_metrics, scores_frame
 from iqa_ray.scoring import run_score
-from iqa_ray.shards import ShardScorer, score_image, score_shard
+from iqa_ray.shards import score_image, score_shard
 from iqa_ray.store import Workspace
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -266,62 +266,6 @@ def test_unknown_metrics(image_folder, ws, names, message):
     with pytest.raises(UsageError, match=message):
         run(image_folder(1), ws, names)
     assert not Path(ws).exists()
-
-
-def die_on_first_try(source, folder):
-    """A scorer whose actor is killed in the middle of its second shard, once."""
-    import signal
-
-    inner = ShardScorer(source)
-    flag = Path(folder) / "died"
-    count = 0
-
-    def work(shard):
-        nonlocal count
-        count += 1
-        if count == 2 and not flag.exists():
-            flag.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return inner(shard)
-
-    return work
-
-
-def test_a_killed_actor_changes_nothing(image_folder, tmp_path):
-    root = image_folder(12)
-    job = {"images": str(root), "metrics": SHARP, "cpus_per_actor": 0.5, "shard_size": 2}
-    calm = make_job(ScoreJob, {**job, "workspace": str(tmp_path / "calm")})
-    run_score(calm)
-    wild = make_job(ScoreJob, {**job, "workspace": str(tmp_path / "wild")})
-    summary = run_score(wild, lambda *args: die_on_first_try(*args, str(tmp_path)))
-    assert (tmp_path / "died").exists()
-    assert summary["num_scored"] == 12
-    expected = scores_frame(Workspace(calm.workspace), SHARP)
-    found = scores_frame(Workspace(wild.workspace), SHARP)
-    pd.testing.assert_frame_equal(found, expected, check_exact=True)
-
-
-def fail_on_first_path(source):
-    inner = ShardScorer(source)
-
-    def work(shard):
-        if any("000.jpg" in path for path in shard.images["path"].to_pylist()):
-            raise OSError(28, "No space left on device")
-        return inner(shard)
-
-    return work
-
-
-def test_an_incomplete_run_names_what_is_missing_and_the_next_completes_it(image_folder, ws):
-    root = image_folder(6)
-    settings = {"metrics": SHARP, "cpus_per_actor": 0.5, "shard_size": 2}
-    job = make_job(ScoreJob, {"images": str(root), "workspace": ws, **settings})
-    with pytest.raises(IncompleteError, match="2 images could not be scored: .*000.jpg.*No space"):
-        run_score(job, fail_on_first_path)
-    summary = run_score(job)
-    assert summary["num_scored"] == 2
-    assert summary["num_reused"] == 4
-    assert len(scores_frame(Workspace(ws), SHARP)) == 6
 
 
 def test_interrupted_part_writes_are_done_again(image_folder, ws):

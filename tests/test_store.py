@@ -3,15 +3,24 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
+import time
+from dataclasses import replace
+from math import inf
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import compute as pc
 
-from iqa_ray.errors import UsageError
+from iqa_ray import lock
+from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import list_files, locate, one_line, read_bytes, write_bytes
-from iqa_ray.store import Workspace, find_missing, make_fingerprints
+from iqa_ray.lock import hold_lock
+from iqa_ray.metrics.spec import get_spec
+from iqa_ray.parts import find_missing, make_fingerprints
+from iqa_ray.scores import read_specs, record_specs
+from iqa_ray.store import Workspace
 
 
 def images_table(sizes: dict[str, int]) -> pa.Table:
@@ -112,6 +121,127 @@ def test_stale_rows_are_dropped_and_unlisted_ones_kept(workspace):
     assert parts.drop_stale(pa.array(["a", "b"]), prints) == 0
     assert parts.drop_stale(pa.array(["a", "gone"]), np.empty(0, np.uint64)) == 2
     assert not parts.exist()
+
+
+def test_rows_that_are_there_twice_are_dropped(workspace):
+    parts = workspace.parts("t")
+    current = make_fingerprints(images_table({"a": 1, "b": 1, "c": 2}), "s")
+    outdated = make_fingerprints(images_table({"a": 9, "b": 9, "c": 9}), "s")
+    parts.write(rows("ab"), current[:2], "s")
+    assert parts.drop_repeated(current) == 0
+    parts.write(rows("bc"), np.array([outdated[1], outdated[2]]), "s")
+    parts.write(rows("c"), current[2:], "s")
+    parts.write(rows("ac"), current[[0, 2]], "s")
+    assert parts.drop_repeated(current) == 4
+    assert sorted(parts.done()) == sorted(current)  # of each image the row of its listing
+    assert sorted(parts.read()["image_id"].to_pylist()) == ["a", "b", "c"]
+
+
+def test_readers_find_parts_that_are_merged_while_they_list(tmp_path, monkeypatch):
+    """A listing that began before the merged part was written and ended after the others went."""
+    from iqa_ray import parts as module
+
+    parts = Workspace(str(tmp_path)).parts("t")
+    parts.write(rows("ab"), np.arange(2, dtype=np.uint64), "s")
+    real, num_calls = module.list_files, []
+
+    def list_late(*given):
+        num_calls.append(given)
+        return [] if len(num_calls) == 1 else real(*given)
+
+    monkeypatch.setattr(module, "list_files", list_late)
+    assert parts.read().num_rows == 2
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A workspace with a row that is out of date, and how to have another run hold it."""
+    workspace = Workspace(str(tmp_path))
+    workspace.parts("t").write(rows("ab"), np.arange(2, dtype=np.uint64), "s")
+    begin, end = threading.Event(), threading.Event()
+
+    def hold():
+        with hold_lock(workspace.location):
+            begin.set()
+            end.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    begin.wait(60)
+    yield workspace.parts("t"), end
+    end.set()
+    thread.join()
+
+
+def test_rows_are_removed_under_the_lock(held, monkeypatch):
+    parts, end = held
+    ids, current = pa.array(["a", "b"]), np.arange(2, dtype=np.uint64)
+    assert parts.drop_stale(ids, current) == 0  # nothing to do, no lock
+    with monkeypatch.context() as context:
+        context.setattr(lock, "_PATIENCE_S", 0.3)
+        with pytest.raises(IncompleteError, match="is being written by process"):
+            parts.drop_stale(ids, current[1:])
+        assert parts.read().num_rows == 2
+    threading.Timer(0.5, end.set).start()
+    assert parts.drop_stale(ids, current[1:]) == 1  # it waits for its turn
+    assert parts.read()["image_id"].to_pylist() == ["b"]
+
+
+def test_a_run_that_holds_the_lock_removes_rows_at_once(tmp_path):
+    workspace = Workspace(str(tmp_path))
+    parts = workspace.parts("t")
+    parts.write(rows("ab"), np.arange(2, dtype=np.uint64), "s")
+    with hold_lock(workspace.location):
+        assert parts.drop_stale(pa.array(["a"]), np.empty(0, np.uint64)) == 1
+        assert (tmp_path / lock.LOCK_FILE).exists()
+        with pytest.raises(IncompleteError), hold_lock(workspace.location):
+            pass
+    assert not (tmp_path / lock.LOCK_FILE).exists()
+
+
+def test_a_whole_run_waits_for_one_that_holds_the_lock_for_a_moment(tmp_path):
+    workspace, begin = Workspace(str(tmp_path)), threading.Event()
+
+    def hold():
+        with lock.hold_lock_briefly(workspace.location):
+            begin.set()
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    begin.wait(60)
+    with hold_lock(workspace.location):
+        assert not thread.is_alive() or not thread.join(60)
+
+
+def test_a_full_disk_leaves_no_lock(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr(lock, "_to_json", fail)
+        with pytest.raises(OSError, match="No space"), hold_lock(locate(tmp_path)):
+            pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_runs_that_record_their_metrics_lose_none(tmp_path):
+    workspace, barrier = Workspace(str(tmp_path)), threading.Barrier(4)
+    specs = [
+        replace(get_spec("lapm"), name=f"m{number}", backend="pyiqa", range=(0.0, inf))
+        for number in range(4)
+    ]
+
+    def record(spec):
+        barrier.wait()
+        record_specs(workspace, [spec])
+
+    threads = [threading.Thread(target=record, args=(spec,)) for spec in specs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read_specs(workspace) == {spec.name: spec for spec in specs}
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):

@@ -18,6 +18,8 @@ from iqa_ray.config import Job, WorkspaceJob, make_job, positional
 from iqa_ray.decoding import ImageError, hash_content
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.images import Listing, list_images
+from iqa_ray.lock import hold_lock
+from iqa_ray.parts import make_fingerprints
 from iqa_ray.progress import log
 from iqa_ray.reading import run_ahead
 from iqa_ray.rescoring.changes import (
@@ -28,7 +30,6 @@ from iqa_ray.rescoring.changes import (
 )
 from iqa_ray.rescoring.drift import Drift, compare_shares, find_alerts, measure_drift
 from iqa_ray.rescoring.history import LISTING_FILE, append_deleted, append_run, read_listing
-from iqa_ray.rescoring.lock import hold_lock
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import (
     count_failures,
@@ -48,7 +49,7 @@ from iqa_ray.selection.jobs import (
     run_select,
 )
 from iqa_ray.shards import read_file
-from iqa_ray.store import Workspace, list_parts_folders, make_fingerprints
+from iqa_ray.store import Workspace, list_parts_folders
 
 _NUM_READERS, _NUM_AHEAD = 8, 64
 _LARGEST_PART = 100_000  # rows
@@ -137,7 +138,7 @@ def run_rescore(job: RescoreJob) -> dict[str, Any]:
     start_s = time.monotonic()
     workspace = Workspace(job.workspace)
     workspace.prepare()
-    with hold_lock(workspace):
+    with hold_lock(workspace.location):
         workspace.record_config("rescore", job)
         settings = workspace.read_last_config("score")
         night = _look(workspace, job, settings)
@@ -347,7 +348,7 @@ def run_compact(job: CompactJob) -> dict[str, Any]:
     start_s = time.monotonic()
     workspace = Workspace(job.ws or job.workspace or "")
     tables = {}
-    with hold_lock(workspace):
+    with hold_lock(workspace.location):
         for folder in list_parts_folders(workspace):
             before, after = workspace.parts(folder).compact(_LARGEST_PART)
             tables[folder] = {"num_before": before, "num_after": after}

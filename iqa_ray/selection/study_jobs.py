@@ -20,6 +20,7 @@ from iqa_ray.decoding import ImageError
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import write_bytes
 from iqa_ray.images import list_images, relative_name
+from iqa_ray.parts import make_fingerprints
 from iqa_ray.pools import Pool, run_shards
 from iqa_ray.progress import Progress, log
 from iqa_ray.report.figures import draw_series
@@ -45,7 +46,7 @@ from iqa_ray.selection.study import (
     measure_agreement,
     summarise,
 )
-from iqa_ray.store import Workspace, make_fingerprints
+from iqa_ray.store import Workspace
 
 TABLE_FILE = f"{STUDY_FOLDER}/table.parquet"
 SCORES_FILE = f"{STUDY_FOLDER}/series_scores.parquet"
