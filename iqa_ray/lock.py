@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 import socket
 import time
 import uuid
@@ -151,14 +152,19 @@ def _take(folder: Location, own: Owner) -> Location:
     write_bytes(file, _to_json(own))
     try:
         deadline_s = time.monotonic() + _STANDOFF_S
-        while others := [other for other in list_files(place) if other != file]:
-            if others[0].path < file.path or time.monotonic() > deadline_s:
+        # by their names: some stores list paths that are written in another way
+        while others := [other for other in list_files(place) if _name(other) != _name(file)]:
+            if _name(others[0]) < _name(file) or time.monotonic() > deadline_s:
                 _check_free(folder, others)
             time.sleep(_LOOK_AGAIN_S)
     except BaseException:
         delete_file(file)
         raise
     return file
+
+
+def _name(file: Location) -> str:
+    return posixpath.basename(file.path)
 
 
 def _check_free(folder: Location, files: Sequence[Location]) -> None:

@@ -17,19 +17,18 @@ import pandas as pd
 import pytest
 import s3
 from conftest import make_texture
-from iqa_ray.rescoring.lock import hold_lock
 from PIL import Image
 from pyarrow import compute as pc
 from pyarrow import fs as pafs
 from pyarrow import parquet as pq
 
-from iqa_ray import cli, metrics, object_stores
+from iqa_ray import cli, lock, metrics, object_stores
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import delete_file, list_files, locate, read_bytes, read_whole, write_bytes
 from iqa_ray.images import list_images, make_image_id
+from iqa_ray.lock import hold_lock
 from iqa_ray.object_stores import UnansweredError, find_kind, open_store
-from iqa_ray.rescoring import lock
 from iqa_ray.rescoring.jobs import RescoreJob, run_rescore
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import read_scores, scores_frame
@@ -534,7 +533,7 @@ def test_a_night_in_the_store(server, photos, undisturbed, capsys):
     server.put("night/photos/a/04.jpg", jpeg(99))
     server.delete("night/photos/b/01.jpg")
     command = ["rescore", images, "--workspace", workspace]
-    with hold_lock(Workspace(workspace)):
+    with hold_lock(Workspace(workspace).location):
         code, line = call(capsys, *command)
         assert code == 1
         assert f"is being written by process {os.getpid()} on" in line
@@ -564,7 +563,7 @@ def test_one_of_many_gets_the_lock(server):
     def run():
         barrier.wait()
         try:
-            with hold_lock(workspace):
+            with hold_lock(workspace.location):
                 held.append(1)
                 end.wait(GUARD_S)
         except IncompleteError:
@@ -593,14 +592,14 @@ def test_a_slow_request_does_not_win_a_lock_that_is_held(server, monkeypatch):
         holder.__enter__()
         write_bytes(file, data)
 
-    holder = hold_lock(workspace)
-    monkeypatch.setattr(lock, "_PATIENCE_S", 0.5)
+    holder = hold_lock(workspace.location)
+    monkeypatch.setattr(lock, "_STANDOFF_S", 0.5)
     monkeypatch.setattr(lock, "write_bytes", write_late)
-    with pytest.raises(IncompleteError, match="is being written by"), hold_lock(workspace):
+    with pytest.raises(IncompleteError, match="is being written by"), hold_lock(workspace.location):
         pytest.fail("two hold it")
     assert len(server.keys("lock/slow/rescore.lock/")) == 1
     holder.__exit__(None, None, None)
-    with hold_lock(workspace):
+    with hold_lock(workspace.location):
         pass
 
 
@@ -608,6 +607,6 @@ def test_a_stale_lock_in_the_store_is_taken_over(server, capsys):
     workspace = Workspace(server.uri("lock/stale"))
     gone = {"token": "t", "host": "elsewhere", "pid": 1, "started": "2026-01-01T00:00:00+00:00"}
     server.put("lock/stale/rescore.lock/t.json", json.dumps(gone).encode())
-    with hold_lock(workspace):
+    with hold_lock(workspace.location):
         assert len(server.keys("lock/stale/rescore.lock/")) == 1
     assert "took over the lock of process 1 on elsewhere" in capsys.readouterr().err
