@@ -48,6 +48,7 @@ def score(root, ws, weights, names, **settings):
     return run_score(make_job(ScoreJob, {**given, "labels": "none", **settings}))
 
 
+@pytest.mark.slow
 def test_cpu_and_deep_metrics_in_one_run(mixed, tmp_path, weights_folder, monkeypatch):
     ws = tmp_path / "ws"
     summary = score(mixed, ws, weights_folder, ("lapm", "musiq", "cnniqa"))

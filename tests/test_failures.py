@@ -769,7 +769,7 @@ def test_a_scorer_that_ray_ends_for_its_memory(image_folder, ws, tmp_path, monke
     """Ray ends the actors beside it too: their shards are not given up."""
     psutil = pytest.importorskip("psutil")
     memory = psutil.virtual_memory()
-    room, taken = 2_000_000_000, 4_000_000_000
+    room, taken = 4_000_000_000, 6_000_000_000  # others on this machine take and give back some
     if memory.available < 2 * taken:
         pytest.skip("not enough memory to take some without harm")
     threshold = (memory.total - memory.available + room) / memory.total

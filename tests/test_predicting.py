@@ -121,6 +121,7 @@ def test_nothing_scored_yet(tmp_path):
         predict(str(tmp_path / "ws"), predictions="p.csv")
 
 
+@pytest.mark.slow
 def test_training_on_a_share_holds_it_out_and_repeats_for_nothing(scored, capfd):
     _, ws = scored
     summary = predict(ws, split="0.5", **TINY)
@@ -222,6 +223,7 @@ def test_training_needs_two_classes(scored, image_folder):
         predict(scored[1], train_images=str(one), **TINY)
 
 
+@pytest.mark.slow
 def test_unreadable_training_images_end_the_run(scored, tmp_path):
     for label in "ab":
         (tmp_path / "bad" / label).mkdir(parents=True)
