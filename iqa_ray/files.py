@@ -7,7 +7,7 @@ import posixpath
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs as pafs
+from pyarrow import parquet as pq
 
 from iqa_ray.errors import UsageError
 from iqa_ray.object_stores import UnansweredError, ask, find_kind, name_error, open_store
@@ -125,6 +126,18 @@ def read_bytes(location: Location) -> bytes:
         return Path(location.path).read_bytes()
     with _open_file(location) as file:
         return _ask(location, lambda: file.read_at(file.size(), 0))
+
+
+def parse_parquet(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table in the bytes of a Parquet file, or some of its columns, in the file's order.
+
+    Read by the calling thread alone: one of pyarrow's own may give the bytes back when Python is
+    about to end, which would then abort the process.
+
+    Raises:
+        pyarrow.ArrowException: it is no such file.
+    """
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
 
 
 def read_whole(location: Location) -> bytes:

@@ -14,10 +14,17 @@ from typing import Any, Literal
 import pyarrow as pa
 from pyarrow import csv as pacsv
 from pyarrow import fs as pafs
-from pyarrow import parquet as pq
 
 from iqa_ray.errors import UsageError
-from iqa_ray.files import Location, find_info, list_infos, locate, one_line, read_bytes
+from iqa_ray.files import (
+    Location,
+    find_info,
+    list_infos,
+    locate,
+    one_line,
+    parse_parquet,
+    read_bytes,
+)
 from iqa_ray.progress import log
 
 LabelMode = Literal["parent", "top", "none"]
@@ -228,9 +235,9 @@ def read_manifest(location: Location, columns: Sequence[str]) -> pa.Table:
         UsageError: it does not exist, cannot be read, or has no column `path`.
     """
     try:
-        buffer = pa.BufferReader(read_bytes(location))
+        data = read_bytes(location)
         if location.path.lower().endswith(".parquet"):
-            table = pq.read_table(buffer)
+            table = parse_parquet(data)
         else:
             options = pacsv.ConvertOptions(
                 column_types={name: pa.string() for name in columns},
@@ -239,7 +246,13 @@ def read_manifest(location: Location, columns: Sequence[str]) -> pa.Table:
                 quoted_strings_can_be_null=True,
             )
             parsing = pacsv.ParseOptions(newlines_in_values=True)
-            table = pacsv.read_csv(buffer, convert_options=options, parse_options=parsing)
+            alone = pacsv.ReadOptions(use_threads=False)  # as in `parse_parquet`
+            table = pacsv.read_csv(
+                pa.BufferReader(data),
+                read_options=alone,
+                parse_options=parsing,
+                convert_options=options,
+            )
     except FileNotFoundError:
         raise UsageError(f"{location} does not exist") from None
     except (OSError, pa.ArrowException) as error:

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyarrow import compute as pc
 from pyarrow import parquet as pq
 
-from iqa_ray.files import Location, read_whole
+from iqa_ray.files import Location, parse_parquet, read_whole
 
 Fingerprints = NDArray[np.uint64]
 
@@ -53,11 +52,9 @@ def fingerprints_of(schema: pa.Schema) -> Fingerprints:
     return np.frombuffer(base64.b64decode(encoded), np.uint64)
 
 
-def read_part(
-    file: Location, columns: Sequence[str] | None = None, where: pc.Expression | None = None
-) -> pa.Table:
-    """A part's rows (`where` it holds)."""
-    return pq.read_table(pa.BufferReader(read_whole(file)), columns=columns, filters=where)
+def read_part(file: Location, columns: Sequence[str] | None = None) -> pa.Table:
+    """A part's rows."""
+    return parse_parquet(read_whole(file), columns)
 
 
 def read_fingerprints(file: Location) -> Fingerprints:

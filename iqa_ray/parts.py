@@ -63,13 +63,22 @@ class Parts:
         return bool(list_files(self.folder, ".parquet"))
 
     def read(
-        self, columns: Sequence[str] | None = None, where: pc.Expression | None = None
+        self,
+        columns: Sequence[str] | None = None,
+        choose: Callable[[pa.Table], pa.ChunkedArray] | None = None,
     ) -> pa.Table | None:
-        """The rows (`where` it holds), one an image even if two runs at once wrote it twice.
+        """The rows, one an image even if two runs at once wrote it twice; None without any part.
 
-        None if there are no parts.
+        Args:
+            columns: those to read.
+            choose: says which rows of a part.
         """
-        tables = self._map_files(lambda file: read_part(file, columns, where))
+
+        def read(file: Location) -> pa.Table:
+            rows = read_part(file, columns)
+            return rows.filter(choose(rows)) if choose else rows
+
+        tables = self._map_files(read)
         if not tables:
             return None
         return _drop_repeated(pa.concat_tables(tables))

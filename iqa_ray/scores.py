@@ -125,7 +125,10 @@ def count_failures(workspace: Workspace, names: Sequence[str], images: pa.Table)
     listed = images.column("image_id").combine_chunks()
     for name in names:
         parts = workspace.parts(scores_folder(name, find_spec(workspace, name).version))
-        table = parts.read(["image_id", "path", "status", "error"], pc.field("status") != "ok")
+        table = parts.read(
+            ["image_id", "path", "status", "error"],
+            lambda rows: pc.not_equal(rows.column("status"), "ok"),
+        )
         if table is None:
             continue
         table = table.filter(pc.is_in(table.column("image_id"), value_set=listed))

@@ -20,6 +20,7 @@ from iqa_ray.files import (
     list_files,
     locate,
     one_line,
+    parse_parquet,
     read_whole,
     write_bytes,
 )
@@ -66,7 +67,7 @@ class Workspace:
             UsageError: it is not there; says that `iqa-ray <made_by>` makes it.
         """
         try:
-            return pq.read_table(pa.BufferReader(read_whole(self.location / name)))
+            return parse_parquet(read_whole(self.location / name))
         except FileNotFoundError:
             raise UsageError(
                 f"{self} has no {name}: run `iqa-ray {made_by} … --workspace {self}` first"

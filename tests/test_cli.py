@@ -163,6 +163,7 @@ def test_incomplete_is_exit_1(image_folder, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(image_folder, tmp_path):
     photos, ws = image_folder(200, height=400, width=500, blur_step=0.01), tmp_path / "ws"
     names = "lapv,lapm,wavs,brisque,niqe"

@@ -231,7 +231,9 @@ def _carry_scores(workspace: Workspace, night: _Night, settings: dict[str, Any])
         parts = workspace.parts(scores_folder(name, find_spec(workspace, name).version))
         parts.copy_rows(sources, table.select(["image_id", "path"]), fingerprints)
         parts.drop_stale(retouched, fingerprints)
-        failed = parts.read(["image_id"], pc.field("status") == "unreadable")
+        failed = parts.read(
+            ["image_id", "status"], lambda rows: pc.equal(rows.column("status"), "unreadable")
+        )
         if failed is not None and failed.num_rows:
             ids = failed.column("image_id").combine_chunks()
             others = ~pc.is_in(table.column("image_id"), value_set=ids).to_numpy()
