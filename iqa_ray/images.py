@@ -7,7 +7,6 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +25,7 @@ from iqa_ray.files import (
     read_bytes,
 )
 from iqa_ray.progress import log
+from iqa_ray.reading import run_ahead
 
 LabelMode = Literal["parent", "top", "none"]
 
@@ -46,7 +46,8 @@ EXTENSIONS = frozenset(
     )
 )
 MANIFEST_EXTENSIONS = (".csv", ".parquet")
-_NUM_REMOTE_STATS = 16
+# an object store answers slowly and many at a time
+_REMOTE_STATS = 16
 
 IMAGES_SCHEMA = pa.schema(
     [
@@ -325,14 +326,14 @@ def _stat_paths(paths: Sequence[str], root: Location) -> tuple[list[int | None],
     """Sizes and modification times; None where a path does not exist."""
 
     def stat(path: str) -> tuple[int | None, int | None]:
-        return (
-            _stat_remote(locate_image(path, root.options)) if "://" in path else _stat_entry(path)
-        )
+        if "://" in path:
+            return _stat_remote(locate_image(path, root.options))
+        return _stat_entry(path)
 
-    # a store answers slowly and many at a time
-    num_threads = _NUM_REMOTE_STATS if any("://" in path for path in paths) else 1
-    with ThreadPoolExecutor(num_threads) as pool:
-        found = list(pool.map(stat, paths))
+    if any("://" in path for path in paths):
+        found = list(run_ahead(stat, paths, _REMOTE_STATS, 2 * _REMOTE_STATS))
+    else:
+        found = [_stat_entry(path) for path in paths]
     return [size for size, _ in found], [mtime for _, mtime in found]
 
 

@@ -41,8 +41,6 @@ _UNANSWERED = re.compile(
     r"NETWORK_CONNECTION|SLOW_DOWN|THROTTLING|INTERNAL_FAILURE|SERVICE_UNAVAILABLE"
     r"|REQUEST_TIMEOUT|HTTP status (?:429|5\d\d)\b|Status\((?:UNAVAILABLE|DEADLINE_EXCEEDED)"
 )
-
-
 # before the error itself, pyarrow says of which key and bucket
 _PREAMBLE = re.compile(r"^When .*?: (?=AWS Error)", re.DOTALL)
 

@@ -13,14 +13,14 @@ PACKAGE = Path(iqa_ray.__file__).parent
 
 # a module may import only from earlier lines
 LAYERS = [
-    ["errors", "progress", "object_stores"],
+    ["errors", "progress", "object_stores", "reading"],
     ["config", "files"],
     ["decoding", "images", "lock", "part_files"],
     ["parts"],
     ["store"],
     ["rescoring.changes", "rescoring.drift", "rescoring.history"],
     ["metrics", "distortions", "data.dotcodes"],
-    ["capacity", "reading", "scores"],
+    ["capacity", "scores"],
     ["cluster", "shards", "score_job", "train_job"],
     ["pools", "telemetry"],
     ["deep_shards", "training.initial_weights"],
