@@ -29,11 +29,16 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
 
 MakeFolder = Callable[..., Path]
+
+# how long an example takes depends on what else the machine does
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 def pytest_sessionstart() -> None:

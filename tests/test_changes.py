@@ -312,7 +312,7 @@ FILES = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(before=FILES, now=FILES)
 def test_every_image_is_in_one_class(before: Files, now: Files):
     found = resolve(before, now)

@@ -208,7 +208,7 @@ def test_paper_levels() -> None:
     }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     image=arrays(
         np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24), st.just(3)), fill=st.nothing()

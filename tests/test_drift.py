@@ -122,7 +122,7 @@ def test_many_scores():
 SCORES = st.lists(st.integers(-3, 3).map(float), min_size=MIN_SCORES, max_size=40).map(np.array)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(reference=SCORES, current=SCORES, num_bins=st.integers(2, 12))
 def test_measures_are_always_finite(reference, current, num_bins):
     found = measure_drift(reference, current, num_bins)

@@ -142,7 +142,7 @@ def test_memory_layout_does_not_matter(name: str) -> None:
     assert len({metric(view) for view in views}) == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(grey_images)
 def test_transposition_changes_nothing(image: NDArray[np.uint8]) -> None:
     for name in SHARPNESS:
@@ -150,7 +150,7 @@ def test_transposition_changes_nothing(image: NDArray[np.uint8]) -> None:
         assert metric(np.ascontiguousarray(image.T)) == pytest.approx(metric(image), rel=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(grey_images)
 def test_flips_change_nothing_in_the_laplacian_measures(image: NDArray[np.uint8]) -> None:
     for name in ("lapv", "lapm"):
@@ -159,7 +159,7 @@ def test_flips_change_nothing_in_the_laplacian_measures(image: NDArray[np.uint8]
             assert metric(flipped) == pytest.approx(metric(image), rel=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(grey_images)
 def test_contrast_scales_and_brightness_does_not(image: NDArray[np.uint8]) -> None:
     for name, factor in (("lapv", 4), ("lapm", 2), ("wavs", 2)):
@@ -169,7 +169,7 @@ def test_contrast_scales_and_brightness_does_not(image: NDArray[np.uint8]) -> No
         assert metric(image + np.uint8(100)) == pytest.approx(score, rel=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(grey_images)
 def test_scores_are_finite_and_not_negative(image: NDArray[np.uint8]) -> None:
     for name in SHARPNESS:

@@ -178,7 +178,7 @@ def add_copies(images: pd.DataFrame, rows: list[tuple]) -> pd.DataFrame:
     return pd.concat([first, extra[list(first)].astype({"keep": bool})], ignore_index=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(copies, st.integers(0, 1000), st.sampled_from(["high", "all"]))
 def test_nothing_leaks(rows, seed, test_on):
     images = add_copies(make_images({"a": 30, "b": 30}), rows).set_index("image_id", drop=False)

@@ -56,7 +56,7 @@ def test_auc_where_it_is_not_defined():
     assert np.isnan(measure_auc(np.empty((0, 3)), np.empty(0, np.int64)))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(st.integers(0, 2), st.lists(st.integers(0, 5), min_size=3, max_size=3)),
@@ -118,7 +118,7 @@ def test_wilcoxon_by_enumeration(differences, p):
     assert enumerate_signed_ranks(differences) == pytest.approx(p)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(-6, 6), min_size=2, max_size=8))
 def test_differences_agree_with_enumeration_and_scipy(values):
     differences = np.array(values) / 100
