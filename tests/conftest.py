@@ -35,6 +35,12 @@ import pytest
 from PIL import Image
 
 MakeFolder = Callable[..., Path]
+# of a head: lost nodes are noticed at once, not after half a minute
+QUICK_HEALTH_CHECKS = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 4,
+}
 
 # how long an example takes depends on what else the machine does
 hypothesis.settings.register_profile("patient", deadline=None)

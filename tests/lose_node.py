@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import ray
+from conftest import QUICK_HEALTH_CHECKS
 from ray.cluster_utils import Cluster
 from test_lanes import make_material, make_runs
 
@@ -17,16 +18,9 @@ from iqa_ray.capacity import Resources
 from iqa_ray.files import locate
 from iqa_ray.training.lanes import plan_lanes, train_runs
 
-# lost nodes are noticed at once, not after half a minute
-_SYSTEM = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 500,
-    "health_check_failure_threshold": 4,
-}
-
 
 def main(images: Path, out: str) -> None:
-    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": _SYSTEM}
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK_HEALTH_CHECKS}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     cluster.wait_for_nodes()

@@ -24,7 +24,7 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_texture
+from conftest import QUICK_HEALTH_CHECKS, make_texture
 from PIL import Image
 from pyarrow import parquet as pq
 
@@ -688,13 +688,7 @@ def lose_node(images: str, ws: str) -> int:
     import ray
     from ray.cluster_utils import Cluster
 
-    # lost nodes are noticed at once, not after half a minute
-    checks = {
-        "health_check_initial_delay_ms": 0,
-        "health_check_period_ms": 500,
-        "health_check_failure_threshold": 4,
-    }
-    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": checks}
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": QUICK_HEALTH_CHECKS}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     other = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
