@@ -282,16 +282,17 @@ class ShardPredictor:
 
         images, fingerprints = shard
         paths = images.column("path").to_pylist()
-        loaded, readable = pixels.load_pixels(
+        loaded, hashes = pixels.load_pixels(
             paths, self._image_size, self._max_pixels, self._options, num_threads=2
         )
+        unreadable = np.array([content is None for content in hashes])
         chances = loop.predict_probabilities(self._model, loaded)
         names = np.array(self._classes, dtype=object)[chances.argmax(1)]
         columns = {
             "image_id": images.column("image_id"),
             "path": images.column("path"),
-            "predicted": pa.array(names, pa.string(), mask=~readable),
-            "confidence": pa.array(chances.max(1).astype(np.float64), mask=~readable),
+            "predicted": pa.array(names, pa.string(), mask=unreadable),
+            "confidence": pa.array(chances.max(1).astype(np.float64), mask=unreadable),
         }
         self._parts.write(pa.table(columns), fingerprints, self._key)
         return len(paths)

@@ -198,9 +198,10 @@ def train_from_files(
     Raises:
         ValueError: fewer than two classes can be read.
     """
-    pixels, readable = load_pixels(
+    pixels, hashes = load_pixels(
         images.paths, recipe.image_size, images.max_pixels, images.options, num_threads
     )
+    readable = np.array([content is not None for content in hashes])
     on_event({"loaded": len(readable), "unreadable": int((~readable).sum())})
     classes, indices = np.unique(np.asarray(images.labels)[readable], return_inverse=True)
     if len(classes) < 2:

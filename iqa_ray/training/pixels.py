@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from iqa_ray.decoding import ImageError, decode_image, read_image_bytes
+from iqa_ray.decoding import ImageError, decode_image, hash_content, read_image_bytes
 from iqa_ray.images import locate_image
 
 Pixels = NDArray[np.uint8]
@@ -17,15 +17,15 @@ Pixels = NDArray[np.uint8]
 
 def load_pixels(
     paths: Sequence[str], image_size: int, max_pixels: int, options: str, num_threads: int
-) -> tuple[Pixels, NDArray[np.bool_]]:
+) -> tuple[Pixels, list[str | None]]:
     """Decode images, scale the shorter side to `image_size` and cut the centre.
 
     Returns:
-        (n, image_size, image_size, 3) uint8 RGB, and (n,) which of them could be read; the others
-        are black.
+        (n, image_size, image_size, 3) uint8 RGB, and the content hashes of the files that
+        they were read from. An image that could not be read is black and has the hash None.
     """
     pixels = np.zeros((len(paths), image_size, image_size, 3), np.uint8)
-    readable = np.zeros(len(paths), bool)
+    hashes: list[str | None] = [None] * len(paths)
 
     def load(row: int) -> None:
         try:
@@ -35,8 +35,8 @@ def load_pixels(
             return
         size = (image_size, image_size)
         pixels[row] = np.asarray(ImageOps.fit(image, size, Image.Resampling.BILINEAR))
-        readable[row] = True
+        hashes[row] = hash_content(data)
 
     with ThreadPoolExecutor(num_threads) as pool:
         list(pool.map(load, range(len(paths))))
-    return pixels, readable
+    return pixels, hashes

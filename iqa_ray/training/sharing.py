@@ -89,7 +89,7 @@ def load_on_nodes(
     decode: Any = ray.remote(load_pixels)
     starts = range(0, len(material.paths), _CHUNK_SIZE)
     chunks: dict[str, list[Any]] = {}
-    flags = []
+    references = []
     for node in nodes:
         # elsewhere if the node is lost: its images are then made anew
         strategy = NodeAffinitySchedulingStrategy(node, soft=True)
@@ -105,14 +105,14 @@ def load_on_nodes(
             for start in starts
         ]
         chunks[node] = [pixels for pixels, _ in pairs]
-        flags += [readable for _, readable in pairs]
+        references += [hashes for _, hashes in pairs]
     lost: set[str] = set()
     num_done = 0
-    for number, reference in enumerate(flags):
-        readable = ray.get(reference)
+    for number, reference in enumerate(references):
+        hashes = ray.get(reference)
         start = starts[number % len(starts)]
-        lost |= {material.paths[start + int(row)] for row in np.flatnonzero(~readable)}
-        num_done += len(readable)
+        lost |= {material.paths[start + row] for row, found in enumerate(hashes) if not found}
+        num_done += len(hashes)
         on_event({"decoded": num_done, "of": len(material.paths) * len(nodes)})
     if lost:
         raise IncompleteError(
