@@ -12,7 +12,7 @@ rewritten under the workspace's lock.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -83,6 +83,36 @@ class Parts:
             return None
         return _drop_repeated(pa.concat_tables(tables))
 
+    def read_listed(self, current: Fingerprints, schema: pa.Schema) -> pa.Table:
+        """The valid rows of listed images, in the order of the listing.
+
+        Args:
+            current: the fingerprints of the listing, one an image.
+            schema: the columns to read.
+
+        Returns:
+            One row an image; all of its cells are null if the image has no valid row.
+        """
+        ordered = np.sort(current)
+
+        def read(file: Location) -> tuple[pa.Table, Fingerprints]:
+            rows = read_part(file, schema.names)
+            fingerprints = fingerprints_of(rows.schema)
+            is_valid = contains(ordered, fingerprints)
+            return rows.filter(pa.array(is_valid)), fingerprints[is_valid]
+
+        found = self._map_files(read)
+        table = pa.concat_tables(
+            [schema.empty_table(), *(rows.select(schema.names) for rows, _ in found)]
+        )
+        fingerprints = np.concatenate([np.empty(0, np.uint64), *(prints for _, prints in found)])
+        order = np.argsort(fingerprints, kind="stable")
+        is_there = contains(fingerprints[order], current)
+        places = np.searchsorted(fingerprints[order], current[is_there])
+        rows = np.zeros(len(current), np.int64)
+        rows[is_there] = order[places]
+        return table.take(pa.array(rows, mask=~is_there))
+
     def done(self) -> Fingerprints:
         """The fingerprints of all rows."""
         found = self._map_files(read_fingerprints)
@@ -144,34 +174,43 @@ class Parts:
         ids = pa.concat_tables(tables).column("image_id")
         return len(ids) - int(pc.count_distinct(ids).as_py())
 
-    def copy_rows(
-        self, sources: Mapping[str, str], images: pa.Table, fingerprints: Fingerprints
-    ) -> int:
-        """Write rows of other images again as rows of these, where there are any.
+    def copy_rows(self, images: pa.Table, fingerprints: Fingerprints, settings: str) -> int:
+        """Write rows again for images that have the same content at another place or time.
+
+        A row is copied only if its own content hash is the image's and `settings` made it.
 
         Args:
-            sources: of each image id to write, the image id whose row it takes.
-            images: image_id and path of those to write.
+            images: image_id and path of those to write, source_id (the image whose row each
+                takes) and content_hash.
             fingerprints: of `images`, row for row.
+            settings: of this run.
 
         Returns the number of rows written.
         """
-        table = self.read()
-        if table is None or not sources:
+        sources = images.column("source_id").combine_chunks()
+
+        def read(file: Location) -> pa.Table:
+            rows = read_part(file)
+            is_source = pc.is_in(rows.column("image_id"), value_set=sources)
+            return rows.filter(pc.and_(is_source, settings_of(rows.schema) == settings))
+
+        found = self._map_files(read)
+        if not found:
             return 0
-        wanted = images.filter(pc.is_in(images.column("image_id"), pa.array(list(sources))))
-        origins = pa.array([sources[i] for i in wanted.column("image_id").to_pylist()])
-        places = pc.index_in(origins, table.column("image_id").combine_chunks())
+        table = pa.concat_tables(found)
+        places = pc.index_in(
+            _join_keys(images, "source_id"),
+            value_set=_join_keys(table, "image_id"),
+            skip_nulls=True,
+        )
         is_there = pc.is_valid(places)
-        rows = table.take(places.filter(is_there))
-        wanted = wanted.filter(is_there)
+        rows, targets = table.take(places.filter(is_there)), images.filter(is_there)
+        if not rows.num_rows:
+            return 0
         for name in ("image_id", "path"):
             column = rows.schema.get_field_index(name)
-            rows = rows.set_column(column, rows.schema.field(name), wanted.column(name))
-        chosen = pc.index_in(wanted.column("image_id"), images.column("image_id").combine_chunks())
-        if rows.num_rows:
-            settings = settings_of(self._read_schema())
-            self.write(rows.combine_chunks(), fingerprints[chosen.to_numpy()], settings)
+            rows = rows.set_column(column, rows.schema.field(name), targets.column(name))
+        self.write(rows.combine_chunks(), fingerprints[is_there.to_numpy()], settings)
         return int(rows.num_rows)
 
     def compact(self, largest_rows: int) -> tuple[int, int]:
@@ -208,9 +247,6 @@ class Parts:
             if file != kept:  # the merged one may be one of them, written again
                 delete_file(file)
 
-    def _read_schema(self) -> pa.Schema:
-        return read_part(self._list_files()[0], []).schema
-
     def _list_files(self) -> list[Location]:
         """All parts. Listed twice, since no listing is of one moment: a part that is merged away
         meanwhile may be missing from it without the merged one being there.
@@ -245,6 +281,12 @@ def make_fingerprints(images: pa.Table, settings: str) -> Fingerprints:
 def find_missing(done: Fingerprints, current: Fingerprints) -> NDArray[np.bool_]:
     """Which of `current` are not done."""
     return ~contains(np.sort(done), current)
+
+
+def _join_keys(table: pa.Table, id_column: str) -> pa.ChunkedArray:
+    """One text a row that names image and content; null without a content hash."""
+    ids, hashes = table.column(id_column), table.column("content_hash")
+    return pc.binary_join_element_wise(ids, hashes, ":")
 
 
 def _keep_rows(file: Location, choose: Callable[[pa.Table], NDArray[np.bool_]]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 from iqa_ray.errors import UsageError
 from iqa_ray.files import locate
 from iqa_ray.images import make_image_id, read_manifest, relative_name
+from iqa_ray.part_files import record_of
 from iqa_ray.progress import log
 from iqa_ray.store import Workspace
 
@@ -25,6 +27,31 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("correct", pa.bool_()),
     ]
 )
+
+
+def write_predictions(workspace: Workspace, table: pa.Table, hashes: Sequence[str | None]) -> None:
+    """Write `predictions.parquet`.
+
+    Args:
+        table: PREDICTIONS_SCHEMA.
+        hashes: row for row, the hash of the content that was predicted; None where unknown. The
+            file's record keeps them, since other programs read its columns.
+    """
+    workspace.write_table(PREDICTIONS_FILE, table, {"content_hashes": list(hashes)})
+
+
+def read_predictions(workspace: Workspace) -> pd.DataFrame:
+    """The columns of PREDICTIONS_SCHEMA, and `content_hash` of what was predicted.
+
+    The hash is None where it is unknown, as in all rows that older versions wrote.
+
+    Raises:
+        UsageError: there are no predictions.
+    """
+    table = workspace.read_table(PREDICTIONS_FILE, "predict")
+    frame = table.select(PREDICTIONS_SCHEMA.names).to_pandas()
+    hashes = record_of(table.schema).get("content_hashes", [None] * len(frame))
+    return frame.assign(content_hash=pd.Series(hashes, frame.index, object))
 
 
 def import_predictions(

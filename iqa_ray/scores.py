@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pyarrow import compute as pc
 
+from iqa_ray.decoding import DEFAULT_MAX_PIXELS
 from iqa_ray.errors import UsageError
 from iqa_ray.files import list_files
 from iqa_ray.lock import hold_lock_briefly
 from iqa_ray.metrics.spec import SPECS, MetricSpec, get_spec
+from iqa_ray.part_files import record_of
+from iqa_ray.parts import Parts, make_fingerprints
 from iqa_ray.store import Workspace
 
 if TYPE_CHECKING:  # actors, which import this module, need no pandas
@@ -31,6 +37,8 @@ SCORES_SCHEMA = pa.schema(
     ]
 )
 
+# the status of a listed image that has no valid row
+UNSCORED = "unscored"
 
 # the entries of pyiqa's metrics, as they were when the workspace was last scored with them
 SPECS_FILE = "metrics.json"
@@ -39,6 +47,11 @@ SPECS_FILE = "metrics.json"
 def scores_folder(metric: str, version: str) -> str:
     """Where the workspace keeps a metric's scores."""
     return f"scores/metric={metric}/version={version}"
+
+
+def open_parts(workspace: Workspace, spec: MetricSpec) -> Parts:
+    """The parts with a metric's scores at the version of `spec`."""
+    return workspace.parts(scores_folder(spec.name, spec.version))
 
 
 def record_specs(workspace: Workspace, specs: Sequence[MetricSpec]) -> None:
@@ -89,11 +102,7 @@ def find_spec(workspace: Workspace, name: str) -> MetricSpec:
 def scored_metrics(workspace: Workspace) -> list[str]:
     """The metrics that have scores at their present version, in the order of the spec table."""
     specs = {**SPECS, **read_specs(workspace)}
-    return [
-        name
-        for name, spec in specs.items()
-        if workspace.parts(scores_folder(name, spec.version)).exist()
-    ]
+    return [name for name, spec in specs.items() if open_parts(workspace, spec).exist()]
 
 
 def known_metrics(workspace: Workspace) -> list[str]:
@@ -103,64 +112,199 @@ def known_metrics(workspace: Workspace) -> list[str]:
     return sorted({match.group(1) for match in found if match})
 
 
-def read_scores(workspace: Workspace, name: str) -> pa.Table:
-    """A metric's scores (SCORES_SCHEMA) at its present version.
+def make_row_settings(max_pixels: int) -> str:
+    """The settings that a row's fingerprint is made with, beside the metric's version."""
+    return json.dumps({"max_pixels": max_pixels})
+
+
+class ListedScores:
+    """The scores of listed images, each of the image's present content.
+
+    A row counts only while its fingerprint is the listing's: the scores of an image that changed
+    since are those of another content.
+
+    Args:
+        workspace: where the scores are.
+        images: the listing (default: the workspace's `images.parquet`).
+
+    Attributes:
+        record: of `images.parquet`: images, root, labels, max_pixels.
+        images: the listing.
+        row_settings, fingerprints: what valid rows were made with, and one fingerprint an image.
 
     Raises:
-        UsageError: there are none, or no such metric.
+        UsageError: nothing was scored there yet.
     """
-    table = workspace.parts(scores_folder(name, find_spec(workspace, name).version)).read()
-    if table is None:
-        raise UsageError(
-            f"{workspace} has no {name} scores: run `iqa-ray score IMAGES --workspace {workspace} "
-            f"--metrics {name}` first"
+
+    def __init__(self, workspace: Workspace, images: pa.Table | None = None) -> None:
+        self._workspace = workspace
+        listed = workspace.read_table("images.parquet", "score IMAGES")
+        self.record = record_of(listed.schema)
+        self.images = listed if images is None else images
+        max_pixels = int(self.record.get("max_pixels", DEFAULT_MAX_PIXELS))
+        self.row_settings = make_row_settings(max_pixels)
+        self.fingerprints = make_fingerprints(self.images, self.row_settings)
+
+    def read(self, name: str) -> pa.Table:
+        """A metric's scores at its present version, one row a listed image, in its order.
+
+        The columns are those of SCORES_SCHEMA. An image without a valid row has the status
+        `unscored`, and an error that says why and which command mends it.
+
+        Raises:
+            UsageError: the metric has no scores at all, or there is no such metric.
+        """
+        parts = self._open(name)
+        rows = parts.read_listed(self.fingerprints, SCORES_SCHEMA)
+        if rows.column("status").null_count == 0:
+            return rows
+        known = parts.read(["image_id"])
+        if known is None:
+            raise UsageError(
+                f"{self._workspace} has no {name} scores: run `iqa-ray score IMAGES --workspace "
+                f"{self._workspace} --metrics {name}` first"
+            )
+        return self._explain_gaps(rows, known.column("image_id").combine_chunks())
+
+    def read_all(self, names: Sequence[str]) -> dict[str, pa.Table]:
+        """The scores of several metrics, as `read` gives them.
+
+        An image whose metrics saw different contents is unscored for all of them: some of its
+        scores are of a file that was replaced without another size or time.
+        """
+        tables = {name: self.read(name) for name in names}
+        hashes = [rows.column("content_hash") for rows in tables.values()]
+        is_mixed = _mark_mixed(hashes, self.images.num_rows)
+        if not is_mixed.any():
+            return tables
+        reason = f"its scores are of different contents: {self._remedy}"
+        return {name: _unscore(rows, pa.array(is_mixed), reason) for name, rows in tables.items()}
+
+    def read_statuses(self, name: str) -> pa.Table:
+        """Columns status and error of a metric, one row a listed image; null without a row."""
+        schema = pa.schema([SCORES_SCHEMA.field(column) for column in ("status", "error")])
+        return self._open(name).read_listed(self.fingerprints, schema)
+
+    def read_hashes(self) -> pa.ChunkedArray:
+        """The content hash of each listed image.
+
+        It is null where no metric knows it, and where metrics saw different contents.
+        """
+        columns = list(self._list_hashes())
+        unknown = pa.chunked_array([pa.nulls(self.images.num_rows, pa.string())])
+        is_mixed = pa.array(_mark_mixed(columns, self.images.num_rows))
+        return pc.if_else(is_mixed, unknown, pc.coalesce(unknown, *columns))
+
+    def find_mixed(self) -> NDArray[np.bool_]:
+        """(n,) which listed images have scores of different contents."""
+        return _mark_mixed(self._list_hashes(), self.images.num_rows)
+
+    def _list_hashes(self) -> Iterator[pa.ChunkedArray]:
+        schema = pa.schema([SCORES_SCHEMA.field("content_hash")])
+        for name in scored_metrics(self._workspace):
+            yield self._open(name).read_listed(self.fingerprints, schema).column("content_hash")
+
+    def _explain_gaps(self, rows: pa.Table, scored_ids: pa.Array) -> pa.Table:
+        """Complete the rows of images that have no valid one."""
+        ids, statuses = self.images.column("image_id"), rows.column("status")
+        reasons = pc.if_else(
+            pc.is_in(ids, value_set=scored_ids),
+            f"the image changed since it was scored: {self._remedy}",
+            f"not scored yet: {self._remedy}",
         )
-    return table
+        columns = {
+            "image_id": ids,
+            "path": self.images.column("path"),
+            "content_hash": rows.column("content_hash"),
+            "score": rows.column("score"),
+            "status": pc.fill_null(statuses, UNSCORED),
+            "error": pc.if_else(pc.is_null(statuses), reasons, rows.column("error")),
+        }
+        return pa.table(columns, schema=SCORES_SCHEMA)
+
+    def _open(self, name: str) -> Parts:
+        return open_parts(self._workspace, find_spec(self._workspace, name))
+
+    @property
+    def _remedy(self) -> str:
+        """The command that scores what lacks a score, each metric with its own settings."""
+        images = self.record.get("images", "IMAGES")
+        return f"run `iqa-ray rescore {images} --workspace {self._workspace}`"
+
+
+def _mark_mixed(columns: Iterable[pa.ChunkedArray], num_images: int) -> NDArray[np.bool_]:
+    """Which images have different content hashes in `columns`, one a metric; null is unknown."""
+    known = pa.chunked_array([pa.nulls(num_images, pa.string())])
+    is_mixed = np.zeros(num_images, bool)
+    for hashes in columns:
+        is_mixed |= pc.fill_null(pc.not_equal(known, hashes), False).to_numpy()
+        known = pc.coalesce(known, hashes)
+    return is_mixed
+
+
+def _unscore(rows: pa.Table, is_unscored: pa.Array, reason: str) -> pa.Table:
+    """Take the scores of some images away."""
+    for name, value in (
+        ("content_hash", pa.scalar(None, pa.string())),
+        ("score", pa.scalar(None, pa.float64())),
+        ("status", UNSCORED),
+        ("error", reason),
+    ):
+        column = rows.schema.get_field_index(name)
+        cells = pc.if_else(is_unscored, value, rows.column(name))
+        rows = rows.set_column(column, rows.schema.field(name), cells)
+    return rows
+
+
+def read_scores(workspace: Workspace, name: str) -> pa.Table:
+    """A metric's scores, one row a listed image. As `ListedScores.read`."""
+    return ListedScores(workspace).read(name)
 
 
 def count_failures(workspace: Workspace, names: Sequence[str], images: pa.Table) -> dict[str, Any]:
     """Images without a score for some metric: their number, and examples by metric and status."""
-    failed: set[str] = set()
+    listed = ListedScores(workspace, images)
+    failed = np.zeros(images.num_rows, bool)
     report: dict[str, Any] = {}
-    listed = images.column("image_id").combine_chunks()
     for name in names:
-        parts = workspace.parts(scores_folder(name, find_spec(workspace, name).version))
-        table = parts.read(
-            ["image_id", "path", "status", "error"],
-            lambda rows: pc.not_equal(rows.column("status"), "ok"),
-        )
-        if table is None:
-            continue
-        table = table.filter(pc.is_in(table.column("image_id"), value_set=listed))
-        for row in table.to_pylist():
-            failed.add(row["image_id"])
+        rows = listed.read_statuses(name)
+        statuses = pc.fill_null(rows.column("status"), UNSCORED)
+        is_failed = pc.not_equal(statuses, "ok").to_numpy()
+        failed |= is_failed
+        for row in np.flatnonzero(is_failed):
             entry = report.setdefault(name, {}).setdefault(
-                row["status"], {"num_images": 0, "example": row["path"], "error": row["error"]}
+                statuses[row].as_py(),
+                {
+                    "num_images": 0,
+                    "example": images.column("path")[row].as_py(),
+                    "error": rows.column("error")[row].as_py() or "not scored yet",
+                },
             )
             entry["num_images"] += 1
-    return {"images": len(failed), **report}
+    return {"images": int(failed.sum()), **report}
 
 
 def scores_frame(workspace: Workspace, names: Sequence[str]) -> pd.DataFrame:
     """One row a listed image: image_id, path, label, split, content_hash, a column a metric
     (float64, NaN without a score), status (`ok`, or the first metric's that is not) and error.
+
+    A score is of the image's present content, or the status is `unscored` (see `ListedScores`).
     """
     import pandas as pd
 
-    frame = workspace.read_table("images.parquet", "score IMAGES").to_pandas()
-    frame = frame.drop(columns=["size_bytes", "mtime_ns"]).set_index("image_id", drop=False)
+    listed = ListedScores(workspace)
+    frame = listed.images.to_pandas().drop(columns=["size_bytes", "mtime_ns"])
     frame["content_hash"] = None
     statuses, errors = [], []
-    for name in names:
-        scores = read_scores(workspace, name).to_pandas().set_index("image_id")
-        scores = scores.reindex(frame.index)
+    for name, rows in listed.read_all(names).items():
+        scores = rows.to_pandas()
         frame[name] = scores["score"].astype("float64")
         frame["content_hash"] = frame["content_hash"].fillna(scores["content_hash"])
-        statuses.append(scores["status"].fillna("unscored"))
+        statuses.append(scores["status"])
         errors.append((name + ": " + scores["error"]).where(scores["status"] != "ok"))
     frame["status"] = pd.concat(statuses, axis=1).apply(_first_problem, axis=1)
     frame["error"] = pd.concat(errors, axis=1).apply(lambda row: "; ".join(row.dropna()), axis=1)
-    return frame.reset_index(drop=True)
+    return frame
 
 
 def _first_problem(statuses: pd.Series[str]) -> str:

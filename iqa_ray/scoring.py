@@ -5,9 +5,8 @@ CPU metrics are scored together, in one pool of actors; each deep metric has a p
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,27 +20,42 @@ from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import locate
 from iqa_ray.images import Listing, list_images
-from iqa_ray.metrics.deep import make_version
+from iqa_ray.metrics.deep import Precision, make_version
 from iqa_ray.metrics.pulling import prepare_weights
 from iqa_ray.metrics.spec import CPU_METRICS, MetricSpec, get_spec
 from iqa_ray.part_files import Fingerprints
-from iqa_ray.parts import find_missing, make_fingerprints
+from iqa_ray.parts import find_missing
 from iqa_ray.progress import log
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.scores import count_failures, record_specs, scores_folder, scores_frame
+from iqa_ray.score_job import ScoreJob, takes_max_side
+from iqa_ray.scores import (
+    ListedScores,
+    count_failures,
+    find_spec,
+    make_row_settings,
+    open_parts,
+    record_specs,
+    scored_metrics,
+    scores_frame,
+)
 from iqa_ray.shards import ShardScorer, Source
 from iqa_ray.spreading import (
     Group,
     GroupWork,
     MakeWorker,
-    choose_max_side,
     spread_groups,
     summarise_models,
 )
 from iqa_ray.store import Workspace
 
+# precision and max_side of deep metrics, by name
+DeepSettings = Mapping[str, tuple[Precision, int | None]]
 
-def run_score(job: ScoreJob, make_worker: MakeWorker = ShardScorer) -> dict[str, Any]:
+
+def run_score(
+    job: ScoreJob,
+    make_worker: MakeWorker = ShardScorer,
+    recorded: DeepSettings | None = None,
+) -> dict[str, Any]:
     """List the images, score those that have no score yet, and return the run's summary.
 
     Several runs may score into one workspace at once. With different metrics they share the work;
@@ -50,6 +64,8 @@ def run_score(job: ScoreJob, make_worker: MakeWorker = ShardScorer) -> dict[str,
     Args:
         job: the settings.
         make_worker: what an actor of the CPU metrics makes with a `Source`.
+        recorded: of a night, which scores each deep metric as before whatever the job says, and
+            leaves no record of a `score`.
 
     Raises:
         UsageError: unusable input, weights that are missing or damaged, or a workspace that holds
@@ -60,24 +76,26 @@ def run_score(job: ScoreJob, make_worker: MakeWorker = ShardScorer) -> dict[str,
     start_s = time.monotonic()
     workspace = Workspace(job.workspace)
     listing = list_images(job.images, job.labels, exclude=[workspace.location])
-    groups = _make_groups(job)
+    groups = _make_groups(job, recorded or {})
     workspace.prepare()
-    _record_run(workspace, job, listing, groups)
-    settings = make_row_settings(job.max_pixels)
-    fingerprints = make_fingerprints(listing.table, settings)
-    missing = {
-        group: _find_missing_metrics(workspace, group.specs, listing.table, fingerprints)
-        for group in groups
-    }
+    _record_images(workspace, job, listing, groups)
+    if recorded is None:
+        workspace.record_config("score", job)
+    listed = ListedScores(workspace, listing.table)
+    missing = _find_missing(workspace, groups, listed)
     is_missing = np.any([mask > 0 for mask in missing.values()], axis=0)
     num_images, num_to_score = listing.table.num_rows, int(is_missing.sum())
     works: list[GroupWork] = []
     if num_to_score:
         log(f"scoring {num_to_score:,} of {num_images:,} images with {', '.join(job.metrics)}")
+        settings = make_row_settings(job.max_pixels)
         source = Source(str(workspace), job.max_pixels, listing.root.options, settings)
         with cluster.connect(job.address):
-            works = spread_groups(job, source, listing.table, fingerprints, missing, make_worker)
-        _drop_repeated(workspace, groups, settings)
+            works = spread_groups(
+                job, source, listing.table, listed.fingerprints, missing, make_worker
+            )
+        _drop_repeated(workspace, groups)
+        _check_contents(listed)
     seconds = time.monotonic() - start_s
     failures = count_failures(workspace, job.metrics, listing.table)
     return {
@@ -94,10 +112,10 @@ def run_score(job: ScoreJob, make_worker: MakeWorker = ShardScorer) -> dict[str,
     }
 
 
-def _record_run(
+def _record_images(
     workspace: Workspace, job: ScoreJob, listing: Listing, groups: Sequence[Group]
 ) -> None:
-    """Write what later jobs need to know: the images, the settings, the deep metrics' entries."""
+    """Write what later jobs need to know: the images, and the deep metrics' entries."""
     record = {
         "images": str(locate(job.images)),
         "root": str(listing.root),
@@ -106,18 +124,12 @@ def _record_run(
     }
     _check_same_data(workspace, record)
     workspace.write_table("images.parquet", listing.table, record)
-    workspace.record_config("score", job)
     deep = [spec for group in groups if group.weights for spec in group.specs]
     if deep:
         record_specs(workspace, deep)
 
 
-def make_row_settings(max_pixels: int) -> str:
-    """The settings that a row's fingerprint is made with, beside the metric's version."""
-    return json.dumps({"max_pixels": max_pixels})
-
-
-def _make_groups(job: ScoreJob) -> list[Group]:
+def _make_groups(job: ScoreJob, recorded: DeepSettings) -> list[Group]:
     """The CPU metrics together and each deep metric, its weights made sure of."""
     specs = [get_spec(name) for name in job.metrics]
     groups = []
@@ -126,9 +138,11 @@ def _make_groups(job: ScoreJob) -> list[Group]:
     if deep := [spec for spec in specs if spec.backend == "pyiqa"]:
         prepared = prepare_weights([spec.name for spec in deep], job.weights)
         for spec in deep:
+            asked = job.precision, job.max_side if takes_max_side(spec.name) else None
+            precision, max_side = recorded.get(spec.name, asked)
             weights = prepared[spec.name]
-            version = make_version(weights, job.precision, choose_max_side(job, spec.name))
-            groups.append(Group((replace(spec, version=version),), weights))
+            version = make_version(weights, precision, max_side)
+            groups.append(Group((replace(spec, version=version),), weights, precision, max_side))
     return groups
 
 
@@ -147,17 +161,33 @@ def _check_same_data(workspace: Workspace, record: dict[str, Any]) -> None:
             )
 
 
+def _find_missing(
+    workspace: Workspace, groups: Sequence[Group], listed: ListedScores
+) -> dict[Group, NDArray[np.int64]]:
+    """For each group a bit mask an image: bit m is set where its metric m has no valid row.
+
+    Rows of images that changed are removed, and so are all rows of an image whose metrics saw
+    different contents: some of them are of a file that was replaced without another size or time.
+    """
+    ids = listed.images.column("image_id").combine_chunks()
+    is_mixed = listed.find_mixed()
+    if is_mixed.any():
+        log(f"{is_mixed.sum():,} images have scores of different contents; scoring again")
+        for name in scored_metrics(workspace):
+            parts = open_parts(workspace, find_spec(workspace, name))
+            parts.drop_stale(ids.filter(pa.array(is_mixed)), listed.fingerprints[~is_mixed])
+    return {
+        group: _find_missing_metrics(workspace, group.specs, ids, listed.fingerprints)
+        for group in groups
+    }
+
+
 def _find_missing_metrics(
-    workspace: Workspace,
-    specs: Sequence[MetricSpec],
-    images: pa.Table,
-    fingerprints: Fingerprints,
+    workspace: Workspace, specs: Sequence[MetricSpec], ids: pa.Array, fingerprints: Fingerprints
 ) -> NDArray[np.int64]:
-    """A bit mask an image: bit m is set where the metric m has no valid row."""
-    missing = np.zeros(images.num_rows, np.int64)
-    ids = images.column("image_id").combine_chunks()
+    missing = np.zeros(len(ids), np.int64)
     for bit, spec in enumerate(specs):
-        parts = workspace.parts(scores_folder(spec.name, spec.version))
+        parts = open_parts(workspace, spec)
         num_dropped = parts.drop_stale(ids, fingerprints)
         if num_dropped:
             log(
@@ -168,14 +198,29 @@ def _find_missing_metrics(
     return missing
 
 
-def _drop_repeated(workspace: Workspace, groups: Sequence[Group], settings: str) -> None:
+def _check_contents(listed: ListedScores) -> None:
+    """Make sure that no image has scores of different contents.
+
+    Raises:
+        IncompleteError: some have.
+    """
+    is_mixed = listed.find_mixed()
+    if is_mixed.any():
+        example = listed.images.column("path")[int(np.flatnonzero(is_mixed)[0])].as_py()
+        raise IncompleteError(
+            f"{is_mixed.sum():,} images, such as {example!r}, were replaced by files of the same "
+            "size and time after some of their scores: run the same command again to score them "
+            "anew"
+        )
+
+
+def _drop_repeated(workspace: Workspace, groups: Sequence[Group]) -> None:
     """Leave one row an image where another run has scored the same images meanwhile."""
     # that run may have listed the images later than this one
-    listed = workspace.read_table("images.parquet", "score IMAGES")
-    fingerprints = make_fingerprints(listed, settings)
+    fingerprints = ListedScores(workspace).fingerprints
     try:
         for spec in (spec for group in groups for spec in group.specs):
-            workspace.parts(scores_folder(spec.name, spec.version)).drop_repeated(fingerprints)
+            open_parts(workspace, spec).drop_repeated(fingerprints)
     except IncompleteError as error:  # readers take one row an image in any case
         log(f"rows that two runs have written stay for now, for `iqa-ray compact`: {error}")
 

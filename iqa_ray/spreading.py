@@ -16,13 +16,13 @@ from iqa_ray import cluster
 from iqa_ray.capacity import PoolPlan, Resources, share_nodes
 from iqa_ray.deep_shards import DeepPlan, DeepShardScorer
 from iqa_ray.errors import IncompleteError
-from iqa_ray.metrics.deep import Device
+from iqa_ray.metrics.deep import Device, Precision
 from iqa_ray.metrics.spec import MetricSpec
 from iqa_ray.metrics.weights import Weights
 from iqa_ray.part_files import Fingerprints
 from iqa_ray.pools import Pool, ShardFailure, run_shards
 from iqa_ray.progress import Progress, log
-from iqa_ray.score_job import ScoreJob, takes_max_side
+from iqa_ray.score_job import ScoreJob
 from iqa_ray.shards import Shard, Source
 from iqa_ray.telemetry import MeasuredScorer
 
@@ -36,10 +36,15 @@ _NUM_NAMED = 5
 
 @dataclass(frozen=True)
 class Group:
-    """Metrics that one pool of actors scores: the CPU metrics together, or one deep metric."""
+    """Metrics that one pool of actors scores: the CPU metrics together, or one deep metric.
+
+    `precision` and `max_side` are a deep metric's, as in its version.
+    """
 
     specs: tuple[MetricSpec, ...]
     weights: Weights | None = None
+    precision: Precision = "fp32"
+    max_side: int | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,11 +69,6 @@ class GroupWork:
 
 
 MakeWorker = Callable[..., Callable[[Shard], dict[str, Any]]]
-
-
-def choose_max_side(job: ScoreJob, name: str) -> int | None:
-    """The `--max-side` that counts for a metric."""
-    return job.max_side if takes_max_side(name) else None
 
 
 def _cut_shards(
@@ -172,9 +172,12 @@ def _plan(
         plan = replace(plan, num_actors=min(job.num_actors or plan.num_actors, number))
         plans[group] = plan, make_cpu
         if group.weights is not None:
-            max_side = choose_max_side(job, group.names[0])
             deep_plan = DeepPlan(
-                group.weights, device, plan.resources.num_threads, job.precision, max_side
+                group.weights,
+                device,
+                plan.resources.num_threads,
+                group.precision,
+                group.max_side,
             )
             plans[group] = plan, partial(DeepShardScorer, source, deep_plan)
     return plans

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -126,21 +126,21 @@ class Workspace:
         now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
         self.write_text(f"configs/{name}-{now}.yaml", dump_settings(job))
 
-    def read_last_config(self, name: str) -> dict[str, Any]:
-        """The settings of a job's last run.
+    def read_configs(self, name: str) -> Iterator[dict[str, Any]]:
+        """The settings of a job's runs, the last one first.
 
         Raises:
             UsageError: it was never run.
         """
-        folder = self.location / "configs"
         files = [
             file
-            for file in list_files(folder, ".yaml")
+            for file in list_files(self.location / "configs", ".yaml")
             if posixpath.basename(file.path).startswith(f"{name}-")
         ]
         if not files:
             raise UsageError(f"{self} has no record of `iqa-ray {name}`: run it once first")
-        return dict(yaml.safe_load(read_whole(files[-1])))
+        for file in reversed(files):
+            yield dict(yaml.safe_load(read_whole(file)))
 
     def parts(self, name: str) -> Parts:
         """The table that is kept as parts below the folder `name`."""

@@ -25,7 +25,7 @@ LAYERS = [
     ["pools", "telemetry"],
     ["deep_shards", "training.initial_weights"],
     ["spreading", "predictions", "holdout", "data.jobs"],
-    ["scoring", "report.figures", "weights_jobs"],
+    ["scoring", "report.figures", "weights_jobs", "rescoring.night"],
     ["selection.cutoffs", "selection.study", "training.backbones"],
     ["selection.votes", "selection.subsets", "selection.series", "training.augment"],
     ["training.pixels", "training.boards", "studies.splits"],

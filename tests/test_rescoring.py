@@ -23,8 +23,9 @@ from iqa_ray import shards
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.files import list_files
 from iqa_ray.lock import LOCK_FILE, hold_lock
-from iqa_ray.rescoring import jobs
+from iqa_ray.rescoring import jobs, night
 from iqa_ray.rescoring.jobs import (
     CompactJob,
     RescoreJob,
@@ -90,13 +91,13 @@ def check_scores(ws, photos, tmp_path):
 
 
 def test_a_night_without_change_opens_nothing(ws, photos, monkeypatch):
-    monkeypatch.setattr(jobs, "read_file", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(night, "read_file", lambda *_: pytest.fail("opened"))
     monkeypatch.setattr(shards, "read_file", lambda *_: pytest.fail("opened"))
     monkeypatch.setattr(iqa_ray.cluster, "connect", lambda _: pytest.fail("connected"))
-    for night in range(2):
+    for number in range(2):
         summary = rescore(ws, photos)
         assert counts(summary) == {"unchanged": 30}
-        assert len(runs_of(ws)) == night + 1
+        assert len(runs_of(ws)) == number + 1
     assert set(runs_of(ws)["status"]) == {"ok"}
 
 
@@ -204,7 +205,7 @@ def test_a_night_that_is_cut_short_is_looked_at_again(ws, photos, tmp_path, monk
     (photos / "a" / "00.jpg").rename(photos / "a" / "moved.jpg")
     save(photos / "a" / "new.jpg", 77)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise IncompleteError("1 images could not be scored")
 
     with monkeypatch.context() as context:
@@ -300,8 +301,8 @@ def parts_of(ws):
 
 
 def test_compacting_changes_no_row(ws, photos, tmp_path):
-    for night in range(3):
-        save(photos / "a" / f"night{night}.jpg", 200 + night)
+    for number in range(3):
+        save(photos / "a" / f"night{number}.jpg", 200 + number)
         rescore(ws, photos)
     before = scores_frame(Workspace(ws), METRICS)
     assert len(parts_of(ws)) >= 2 * 4
@@ -345,9 +346,9 @@ def test_readers_see_no_gap(ws, photos):
 
 
 def shards_settings(parts):
-    from iqa_ray.part_files import settings_of
+    from iqa_ray.part_files import read_part, settings_of
 
-    return settings_of(parts._read_schema())
+    return settings_of(read_part(list_files(parts.folder)[0], []).schema)
 
 
 def test_large_parts_stay(tmp_path):
@@ -374,6 +375,6 @@ def test_models_go_where_the_evening_s_went(tmp_path):
     pairs = {"scorer": 0.5, "zone": "a"}
     evening = {"images": "x", "workspace": str(tmp_path), "metrics": ("musiq",), "weights": "w"}
     workspace.record_config("score", make_job(ScoreJob, {**evening, "resources": pairs}))
-    night = make_job(RescoreJob, {"images": "x", "workspace": str(tmp_path)})
-    planned = jobs._plan_scoring(workspace, night, workspace.read_last_config("score"))
+    job = make_job(RescoreJob, {"images": "x", "workspace": str(tmp_path)})
+    planned = jobs._plan_scoring(workspace, job, jobs._read_scoring_settings(workspace))
     assert planned.resources == pairs

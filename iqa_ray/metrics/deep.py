@@ -33,6 +33,7 @@ Image = NDArray[np.uint8]
 _LARGEST_BATCH: dict[Device, int] = {"cpu": 1, "cuda": 32}
 _CROP_SIDE = 224
 _MUSIQ_LARGEST_SCALE = 384
+_MAX_SIDE = "max-side-"  # in versions
 
 
 class DeepMetric:
@@ -287,5 +288,15 @@ def make_version(
     if precision != "fp32":
         parts.append(precision)
     if max_side is not None:
-        parts.append(f"max-side-{max_side}")
+        parts.append(f"{_MAX_SIDE}{max_side}")
     return "+".join(parts)
+
+
+def parse_version(version: str) -> tuple[Precision, int | None]:
+    """The precision and max_side that `make_version` wrote into a version."""
+    *_, before, last = ["", *version.split("+")]
+    max_side = None
+    if last.startswith(_MAX_SIDE):
+        max_side, last = int(last.removeprefix(_MAX_SIDE)), before
+    reduced: dict[str, Precision] = {"bf16": "bf16", "fp16": "fp16"}
+    return reduced.get(last, "fp32"), max_side

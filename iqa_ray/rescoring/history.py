@@ -39,14 +39,22 @@ RUNS_SCHEMA = pa.schema(
 DELETED_SCHEMA = IMAGES_SCHEMA.append(pa.field("deleted", _WHEN))
 
 
-def read_listing(workspace: Workspace) -> pa.Table:
-    """The listing of the last night that was finished or, before the first, that of `score`.
+def read_listing(workspace: Workspace) -> pa.Table | None:
+    """The listing of the last night that was finished, with content hashes; None before it.
 
-    Raises:
-        UsageError: nothing was ever scored.
+    A night of an older version kept no hashes: all are null then.
     """
-    name = LISTING_FILE if workspace.has(LISTING_FILE) else "images.parquet"
-    return workspace.read_table(name, "score IMAGES")
+    if not workspace.has(LISTING_FILE):
+        return None
+    table = workspace.read_table(LISTING_FILE, "rescore IMAGES")
+    if "content_hash" not in table.column_names:
+        table = add_hashes(table, pa.nulls(table.num_rows, pa.string()))
+    return table
+
+
+def add_hashes(listing: pa.Table, hashes: pa.ChunkedArray | pa.Array) -> pa.Table:
+    """A listing with the content hash of each image; null where it is not known."""
+    return listing.append_column("content_hash", hashes)
 
 
 def append_run(workspace: Workspace, row: Mapping[str, Any]) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
-from functools import cached_property
+from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,45 +14,34 @@ from pyarrow import compute as pc
 from pydantic import Field, model_validator
 
 from iqa_ray.config import Job, WorkspaceJob, make_job, positional
-from iqa_ray.decoding import ImageError, hash_content
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.images import Listing, list_images
 from iqa_ray.lock import hold_lock
-from iqa_ray.parts import make_fingerprints
+from iqa_ray.metrics.deep import parse_version
+from iqa_ray.metrics.spec import get_spec
+from iqa_ray.predictions import PREDICTIONS_FILE
 from iqa_ray.progress import log
-from iqa_ray.reading import run_ahead
-from iqa_ray.rescoring.changes import (
-    ResolvedChanges,
-    compare_listings,
-    find_candidates,
-    resolve_changes,
-)
-from iqa_ray.rescoring.drift import Drift, compare_shares, find_alerts, measure_drift
-from iqa_ray.rescoring.history import LISTING_FILE, append_deleted, append_run, read_listing
+from iqa_ray.rescoring.drift import Drift, ShareChange, compare_shares, find_alerts, measure_drift
+from iqa_ray.rescoring.history import LISTING_FILE, add_hashes, append_deleted, append_run
+from iqa_ray.rescoring.night import CLASSES, Night, begin_night, carry_scores
 from iqa_ray.score_job import ScoreJob
-from iqa_ray.scores import (
-    count_failures,
-    find_spec,
-    known_metrics,
-    read_scores,
-    scored_metrics,
-    scores_folder,
-)
-from iqa_ray.scoring import make_row_settings, run_score
+from iqa_ray.scores import ListedScores, count_failures, known_metrics, read_scores, read_specs
+from iqa_ray.scoring import run_score
 from iqa_ray.selection.jobs import (
     CUTOFFS_FILE,
     SELECTION_FILE,
     CutoffsJob,
+    OutdatedCutoffError,
     SelectJob,
-    run_cutoffs,
+    fit_cutoffs,
+    read_cutoffs,
     run_select,
+    write_cutoffs,
 )
-from iqa_ray.shards import read_file
 from iqa_ray.store import Workspace, list_parts_folders
 
-_NUM_READERS, _NUM_AHEAD = 8, 64
 _LARGEST_PART = 100_000  # rows
-_CLASSES = ("new", "changed", "moved", "deleted", "retouched", "unchanged")
+# settings of `score` that only deep metrics have
+_OF_DEEP_METRICS = ("weights", "gpus_per_actor", "resources")
 
 
 class RescoreJob(WorkspaceJob):
@@ -109,25 +97,6 @@ class CompactJob(Job):
         return self
 
 
-@dataclass(frozen=True)
-class _Night:
-    """What was found at the beginning of a night."""
-
-    started: datetime
-    listing: Listing
-    changes: ResolvedChanges
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return {f"num_{name}": getattr(self.changes, name).num_rows for name in _CLASSES}
-
-    @cached_property
-    def tonight(self) -> pa.Array:
-        """Ids of the images that are new or have changed."""
-        tables = [self.changes.new, self.changes.changed]
-        return pa.concat_tables(tables).column("image_id").combine_chunks()
-
-
 def run_rescore(job: RescoreJob) -> dict[str, Any]:
     """Rescore, vote, measure drift, and write the night's row; returns it as the summary.
 
@@ -138,33 +107,27 @@ def run_rescore(job: RescoreJob) -> dict[str, Any]:
     start_s = time.monotonic()
     workspace = Workspace(job.workspace)
     workspace.prepare()
+    if job.refit and not workspace.has(PREDICTIONS_FILE):
+        raise UsageError(
+            f"--refit: {workspace} has no {PREDICTIONS_FILE}: run `iqa-ray predict --workspace "
+            f"{workspace}` first"
+        )
     with hold_lock(workspace.location):
         workspace.record_config("rescore", job)
-        settings = workspace.read_last_config("score")
-        night = _look(workspace, job, settings)
-        _carry_scores(workspace, night, settings)
+        settings = _read_scoring_settings(workspace)
+        night = begin_night(workspace, job.images, settings["labels"])
+        carry_scores(workspace, night)
         row: dict[str, Any] = {"started": night.started, **night.counts}
         try:
-            scored = run_score(_plan_scoring(workspace, job, settings))
-        except IncompleteError as error:
+            recorded = {n: parse_version(s.version) for n, s in read_specs(workspace).items()}
+            scored = run_score(_plan_scoring(workspace, job, settings), recorded=recorded)
+            vote = _vote(workspace, night, job)
+        except (IncompleteError, UsageError) as error:
             seconds = round(time.monotonic() - start_s, 3)
             append_run(workspace, {**row, "status": f"incomplete: {error}", "seconds": seconds})
             raise
-        vote = _vote(workspace, night, job)
         drifts = _measure_drifts(workspace, night, scored["metrics"])
-        listed = night.listing.table
-        failed = count_failures(
-            workspace, scored["metrics"], listed.filter(pa.array(_mark(listed, night)))
-        )
-        alerts = find_alerts(
-            drifts,
-            vote["change"],
-            failed["images"],
-            len(night.tonight),
-            job.alert_drift,
-            job.alert_rejected,
-            job.alert_errors,
-        )
+        alerts = vote["alerts"] + _find_alerts(workspace, job, night, drifts, vote["change"])
         seconds = time.monotonic() - start_s
         summary = {
             **night.counts,
@@ -183,61 +146,25 @@ def run_rescore(job: RescoreJob) -> dict[str, Any]:
         append_deleted(workspace, night.changes.deleted, night.started)
         append_run(workspace, {**row, "status": "alert" if alerts else "ok"})
         # last: a night that was cut short is looked at again from where the one before ended
-        workspace.write_table(LISTING_FILE, night.listing.table)
+        listing = night.listing.table
+        hashes = ListedScores(workspace, listing).read_hashes()
+        workspace.write_table(LISTING_FILE, add_hashes(listing, hashes))
     return {**summary, "started": night.started.isoformat(), "workspace": str(workspace)}
 
 
-def _look(workspace: Workspace, job: RescoreJob, settings: dict[str, Any]) -> _Night:
-    """List the images and find out what changed, opening only those whose content decides."""
-    started = datetime.now(timezone.utc).replace(microsecond=0)
-    before = read_listing(workspace)
-    listing = list_images(job.images, settings["labels"], exclude=[workspace.location])
-    changes = compare_listings(before, listing.table, _read_hashes(workspace))
-    candidates = find_candidates(changes)
-    options = listing.root.options
+def _read_scoring_settings(workspace: Workspace) -> dict[str, Any]:
+    """How the night scores: as the last `score`, which may have had other metrics.
 
-    def hash_image(path: str) -> str | None:
-        data = read_file(path, options)
-        return None if isinstance(data, ImageError) else hash_content(data)
-
-    paths = candidates.column("path").to_pylist()
-    hashes = pa.array(list(run_ahead(hash_image, paths, _NUM_READERS, _NUM_AHEAD)), pa.string())
-    known = pa.table({"image_id": candidates.column("image_id"), "content_hash": hashes})
-    return _Night(started, listing, resolve_changes(changes, known))
-
-
-def _read_hashes(workspace: Workspace) -> pa.Table:
-    """Content hashes of all images that were ever read (image_id, content_hash)."""
-    for name in scored_metrics(workspace):
-        return read_scores(workspace, name).select(["image_id", "content_hash"])
-    raise UsageError(f"{workspace} has no scores: run `iqa-ray score IMAGES` first")
-
-
-def _carry_scores(workspace: Workspace, night: _Night, settings: dict[str, Any]) -> None:
-    """Give images that only moved, or were only touched, the scores of their content.
-
-    Rows of images that could not be read are dropped, so that those are tried again: what is
-    wrong with them need not show in size or time.
+    What concerns deep metrics is that of the last `score` that had one; their precision and size
+    are those of each one's version.
     """
-    retouched = night.changes.retouched.column("image_id").combine_chunks()
-    sources = {image_id: image_id for image_id in retouched.to_pylist()}
-    moved = night.changes.moved
-    sources |= dict(
-        zip(*(moved.column(n).to_pylist() for n in ("image_id", "previous_id")), strict=True)
-    )
-    table = night.listing.table
-    fingerprints = make_fingerprints(table, make_row_settings(settings["max_pixels"]))
-    for name in scored_metrics(workspace):
-        parts = workspace.parts(scores_folder(name, find_spec(workspace, name).version))
-        parts.copy_rows(sources, table.select(["image_id", "path"]), fingerprints)
-        parts.drop_stale(retouched, fingerprints)
-        failed = parts.read(
-            ["image_id", "status"], lambda rows: pc.equal(rows.column("status"), "unreadable")
-        )
-        if failed is not None and failed.num_rows:
-            ids = failed.column("image_id").combine_chunks()
-            others = ~pc.is_in(table.column("image_id"), value_set=ids).to_numpy()
-            parts.drop_stale(ids, fingerprints[others])
+    configs = workspace.read_configs("score")
+    settings = next(configs)
+    for config in chain([settings], configs):
+        if any(get_spec(name).backend == "pyiqa" for name in config["metrics"]):
+            settings |= {name: config[name] for name in _OF_DEEP_METRICS}
+            break
+    return {**settings, "precision": "fp32", "max_side": None}
 
 
 def _plan_scoring(workspace: Workspace, job: RescoreJob, settings: dict[str, Any]) -> ScoreJob:
@@ -250,19 +177,19 @@ def _plan_scoring(workspace: Workspace, job: RescoreJob, settings: dict[str, Any
     return make_job(ScoreJob, {**settings, "metrics": metrics, **given})
 
 
-def _vote(workspace: Workspace, night: _Night, job: RescoreJob) -> dict[str, Any]:
+def _vote(workspace: Workspace, night: Night, job: RescoreJob) -> dict[str, Any]:
     """Vote with the cut-offs that there are; with `--refit` they are fitted again first."""
+    without: dict[str, Any] = dict.fromkeys(("num_kept", "num_rejected", "rejected_share"))
+    without |= {"cutoffs": {}, "change": compare_shares(0, 0, 0, 0)}
+    alerts = _refit(workspace, night, job) if job.refit else []
     if not workspace.has(CUTOFFS_FILE):
         log("no cut-offs yet, so no vote: `iqa-ray cutoffs` learns them")
-        counts = dict.fromkeys(("num_kept", "num_rejected", "rejected_share"))
-        return {**counts, "cutoffs": {}, "change": compare_shares(0, 0, 0, 0)}
-    if job.refit:
-        stamp = night.started.strftime("%Y%m%dT%H%M%SZ")
-        old = workspace.read_json(CUTOFFS_FILE, "cutoffs")
-        workspace.write_json(f"history/cutoffs-{stamp}.json", old)
-        run_cutoffs(make_job(CutoffsJob, _last_settings(workspace, "cutoffs", job)))
+        return {**without, "alerts": alerts}
     chosen = {**_last_settings(workspace, "select", job), "link": None, "copy_files": False}
-    summary = run_select(make_job(SelectJob, chosen))
+    try:
+        summary = run_select(make_job(SelectJob, chosen))
+    except OutdatedCutoffError as error:
+        return {**without, "alerts": [*alerts, f"no vote: {error}"]}
     selection = workspace.read_table(SELECTION_FILE, "select")
     keep = selection.column("keep").to_numpy()
     tonight = _mark(selection, night)
@@ -276,23 +203,50 @@ def _vote(workspace: Workspace, night: _Night, job: RescoreJob) -> dict[str, Any
         "rejected_share": round(summary["num_rejected"] / summary["num_images"], 6),
         "cutoffs": summary["cutoffs"],
         "change": change,
+        "alerts": alerts,
     }
+
+
+def _refit(workspace: Workspace, night: Night, job: RescoreJob) -> list[str]:
+    """Fit the cut-offs again and keep the old ones, dated, in history/.
+
+    A metric for which no cut-off is found keeps its old one. Returns an alert for each of those.
+    """
+    settings = make_job(CutoffsJob, _last_settings(workspace, "cutoffs", job))
+    fitted = fit_cutoffs(workspace, settings)
+    old = read_cutoffs(workspace) if workspace.has(CUTOFFS_FILE) else {}
+    found = {name: cutoff for name, cutoff in fitted.items() if cutoff.value is not None}
+    alerts = [
+        f"--refit found no cut-off of {name}, which keeps its old one: {cutoff.reason}"
+        for name, cutoff in fitted.items()
+        if name not in found and name in old and old[name].value is not None
+    ]
+    if not found and not alerts:
+        reasons = "; ".join(f"{name}: {cutoff.reason}" for name, cutoff in fitted.items())
+        return [f"--refit found no cut-off: {reasons}"]
+    if found:
+        if old:
+            stamp = night.started.strftime("%Y%m%dT%H%M%SZ")
+            entries = {name: cutoff.to_json() for name, cutoff in old.items()}
+            workspace.write_json(f"history/cutoffs-{stamp}.json", entries)
+        write_cutoffs(workspace, {**fitted, **old, **found})
+    return alerts
 
 
 def _last_settings(workspace: Workspace, name: str, job: RescoreJob) -> dict[str, Any]:
     try:
-        settings = workspace.read_last_config(name)
+        settings = next(workspace.read_configs(name))
     except UsageError:  # never run, as where cut-offs were copied from elsewhere
         settings = {}
     return {**settings, "workspace": job.workspace, "address": job.address}
 
 
-def _mark(images: pa.Table, night: _Night) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _mark(images: pa.Table, night: Night) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """(n,) which of `images` are new or changed."""
     return np.asarray(pc.is_in(images.column("image_id"), value_set=night.tonight))
 
 
-def _measure_drifts(workspace: Workspace, night: _Night, metrics: list[str]) -> dict[str, Drift]:
+def _measure_drifts(workspace: Workspace, night: Night, metrics: list[str]) -> dict[str, Drift]:
     """Tonight's scores beside those of all other listed images, a metric each."""
     if not len(night.tonight):
         return {}
@@ -307,9 +261,30 @@ def _measure_drifts(workspace: Workspace, night: _Night, metrics: list[str]) -> 
     return drifts
 
 
+def _find_alerts(
+    workspace: Workspace,
+    job: RescoreJob,
+    night: Night,
+    drifts: dict[str, Drift],
+    change: ShareChange,
+) -> list[str]:
+    listing = night.listing.table
+    tonight = listing.filter(pa.array(_mark(listing, night)))
+    failed = count_failures(workspace, list(drifts), tonight)
+    return find_alerts(
+        drifts,
+        change,
+        failed["images"],
+        tonight.num_rows,
+        job.alert_drift,
+        job.alert_rejected,
+        job.alert_errors,
+    )
+
+
 def describe_rescore(summary: dict[str, Any]) -> str:
     """The night for people."""
-    counts = ", ".join(f"{summary[f'num_{name}']:,} {name}" for name in _CLASSES)
+    counts = ", ".join(f"{summary[f'num_{name}']:,} {name}" for name in CLASSES)
     lines = [
         f"{summary['num_images']:,} images: {counts}",
         f"{summary['num_scored']:,} scored, {summary['num_failed']:,} without a score for some "

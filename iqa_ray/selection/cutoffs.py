@@ -49,6 +49,7 @@ class Cutoff:
             incorrectly classified one (area under the ROC curve), 0.5 is chance.
         counts: images of each class.
         reason: why there is no cut-off; None with one.
+        version: of the metric whose scores it was learnt on; None where it is not on record.
     """
 
     value: float | None
@@ -62,6 +63,7 @@ class Cutoff:
     separation: float | None = None
     counts: dict[str, int] | None = None
     reason: str | None = None
+    version: str | None = None
 
     @property
     def higher_is_better(self) -> bool:

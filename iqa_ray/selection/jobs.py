@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pydantic import Field, field_validator
 
 from iqa_ray.config import WorkspaceJob
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import locate
+from iqa_ray.predictions import PREDICTIONS_FILE, read_predictions
 from iqa_ray.progress import log
-from iqa_ray.scores import find_spec, read_scores, scored_metrics
+from iqa_ray.scores import ListedScores, find_spec, scored_metrics
 from iqa_ray.selection.cutoffs import (
     Bandwidth,
     Cutoff,
@@ -28,6 +32,10 @@ from iqa_ray.store import Workspace
 CUTOFFS_FILE = "cutoffs.json"
 SELECTION_FILE = "selection.parquet"
 KEPT_FILE = "kept.csv"
+
+
+class OutdatedCutoffError(UsageError):
+    """A voter's cut-off was learnt on another version of its scores."""
 
 
 def _drop_repeated(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -105,24 +113,8 @@ def run_cutoffs(job: CutoffsJob) -> dict[str, Any]:
         IncompleteError: no metric has a cut-off.
     """
     workspace = Workspace(job.workspace)
-    fitted = [name for name in job.metrics or scored_metrics(workspace) if name not in job.cutoff]
-    if not fitted and not job.cutoff:
-        raise UsageError(
-            f"{workspace} has no scores: run `iqa-ray score IMAGES --workspace {workspace}` first"
-        )
-    cutoffs = {}
-    if fitted:
-        columns = ["image_id", "correct"]
-        predictions = workspace.read_table("predictions.parquet", "predict")
-        predictions = predictions.select(columns).to_pandas().dropna()
-        for name in fitted:
-            cutoffs[name] = _fit(workspace, name, predictions, job)
-    for name, value in job.cutoff.items():
-        direction = name_direction(find_spec(workspace, name).higher_is_better)
-        cutoffs[name] = Cutoff(value, direction, source="manual")
-    entries = {name: cutoff.to_json() for name, cutoff in cutoffs.items()}
-    workspace.prepare()
-    workspace.write_json(CUTOFFS_FILE, entries)
+    cutoffs = fit_cutoffs(workspace, job)
+    entries = write_cutoffs(workspace, cutoffs)
     workspace.record_config("cutoffs", job)
     if all(cutoff.value is None for cutoff in cutoffs.values()):
         log(describe_cutoffs(entries))
@@ -131,18 +123,87 @@ def run_cutoffs(job: CutoffsJob) -> dict[str, Any]:
     return entries
 
 
-def _fit(workspace: Workspace, name: str, predictions: pd.DataFrame, job: CutoffsJob) -> Cutoff:
-    scores = read_scores(workspace, name).select(["image_id", "score"]).to_pandas().dropna()
-    joined = predictions.merge(scores, on="image_id")
-    return fit_cutoff(
+def fit_cutoffs(workspace: Workspace, job: CutoffsJob) -> dict[str, Cutoff]:
+    """The cut-off of each metric that the job names, without writing any.
+
+    A score and a prediction count together only if they are of the same content of an image.
+
+    Raises:
+        UsageError: no scores or no predictions.
+    """
+    fitted = [name for name in job.metrics or scored_metrics(workspace) if name not in job.cutoff]
+    if not fitted and not job.cutoff:
+        raise UsageError(
+            f"{workspace} has no scores: run `iqa-ray score IMAGES --workspace {workspace}` first"
+        )
+    cutoffs = {}
+    if fitted:
+        predictions, scores = _read_judged(workspace), ListedScores(workspace)
+        for name in fitted:
+            cutoffs[name] = _fit(workspace, name, scores.read(name), predictions, job)
+    for name, value in job.cutoff.items():
+        spec = find_spec(workspace, name)
+        direction = name_direction(spec.higher_is_better)
+        cutoffs[name] = Cutoff(value, direction, source="manual", version=spec.version)
+    return cutoffs
+
+
+def write_cutoffs(workspace: Workspace, cutoffs: Mapping[str, Cutoff]) -> dict[str, Any]:
+    """Write `cutoffs.json` and return what it holds."""
+    entries = {name: cutoff.to_json() for name, cutoff in cutoffs.items()}
+    workspace.prepare()
+    workspace.write_json(CUTOFFS_FILE, entries)
+    return entries
+
+
+def read_cutoffs(workspace: Workspace) -> dict[str, Cutoff]:
+    """The cut-offs of `cutoffs.json`.
+
+    Raises:
+        UsageError: there are none.
+    """
+    entries = workspace.read_json(CUTOFFS_FILE, "cutoffs")
+    return {name: Cutoff.from_json(entry) for name, entry in entries.items()}
+
+
+def _read_judged(workspace: Workspace) -> pd.DataFrame:
+    """The predictions that were judged: image_id, correct, and content_hash if it is on record."""
+    predictions = read_predictions(workspace)
+    judged = predictions.loc[
+        predictions["correct"].notna(), ["image_id", "content_hash", "correct"]
+    ]
+    if judged["content_hash"].notna().any() or judged.empty:
+        return judged
+    log(
+        f"{PREDICTIONS_FILE} does not say of which contents its predictions are, so those of "
+        "images that changed since count as well: run `iqa-ray predict` again"
+    )
+    return judged.drop(columns="content_hash")
+
+
+def _fit(
+    workspace: Workspace, name: str, rows: pa.Table, predictions: pd.DataFrame, job: CutoffsJob
+) -> Cutoff:
+    scores = rows.select(["image_id", "content_hash", "score"]).to_pandas().dropna()
+    keys = [column for column in ("image_id", "content_hash") if column in predictions]
+    joined = predictions.merge(scores, on=keys)
+    num_other = int(predictions["image_id"].isin(scores["image_id"]).sum()) - len(joined)
+    if num_other:
+        log(
+            f"{name}: {num_other:,} predictions are of other contents than the scores, and do not "
+            "count: run `iqa-ray predict` again"
+        )
+    spec = find_spec(workspace, name)
+    cutoff = fit_cutoff(
         joined["score"].to_numpy(np.float64),
         joined["correct"].to_numpy(bool),
-        find_spec(workspace, name).higher_is_better,
+        spec.higher_is_better,
         bandwidth=job.bandwidth,
         weighting=job.weighting,
         min_wrong=job.min_wrong,
         seed=job.seed,
     )
+    return replace(cutoff, version=spec.version)
 
 
 def describe_cutoffs(entries: dict[str, Any]) -> str:
@@ -183,7 +244,8 @@ def run_select(job: SelectJob) -> dict[str, Any]:
     """Vote and write `selection.parquet` and `kept.csv`; returns the run's summary.
 
     Raises:
-        UsageError: no images, scores or cut-offs, or a rule that the voters cannot meet.
+        UsageError: no images, scores or cut-offs, a cut-off of another version of the scores, or
+            a rule that the voters cannot meet.
     """
     workspace = Workspace(job.workspace)
     cutoffs = _choose_voters(workspace, job)
@@ -191,13 +253,11 @@ def run_select(job: SelectJob) -> dict[str, Any]:
         votes_to_reject(job.rule, len(cutoffs))
     except ValueError as error:
         raise UsageError(f"--rule: {error}") from None
-    images = workspace.read_table("images.parquet", "score IMAGES")
-    frame = images.select(["image_id", "path", "label"]).to_pandas()
-    for name in cutoffs:
-        scores = read_scores(workspace, name).select(["image_id", "score", "error"]).to_pandas()
-        scores = scores.set_index("image_id").reindex(frame["image_id"])
-        frame[name] = scores["score"].to_numpy(np.float64)
-        frame[f"{name}_error"] = scores["error"].fillna("not scored yet").to_numpy()
+    scores = ListedScores(workspace)
+    frame = scores.images.select(["image_id", "path", "label"]).to_pandas()
+    for name, rows in scores.read_all(list(cutoffs)).items():
+        frame[name] = rows.column("score").to_numpy()
+        frame[f"{name}_error"] = rows.column("error").to_pandas()
     selection = cast_votes(frame, cutoffs, job.rule)
     workspace.prepare()
     workspace.write_frame(SELECTION_FILE, selection)
@@ -208,7 +268,7 @@ def run_select(job: SelectJob) -> dict[str, Any]:
         log("no image was kept: look at the cut-offs, or use another --rule")
     num_linked = 0
     if job.link:
-        options = locate((workspace.read_record("images.parquet") or {}).get("images", "")).options
+        options = locate(scores.record.get("images", "")).options
         num_linked = link_kept(selection, job.link, copy=job.copy_files, options=options)
     return {
         "num_images": len(selection),
@@ -225,8 +285,8 @@ def run_select(job: SelectJob) -> dict[str, Any]:
 
 def _choose_voters(workspace: Workspace, job: SelectJob) -> dict[str, Cutoff]:
     """The cut-offs of those asked for, else of the study's voters, else of all that have one."""
-    entries = workspace.read_json(CUTOFFS_FILE, "cutoffs")
-    names, is_strict = job.metrics or tuple(entries), bool(job.metrics)
+    known = read_cutoffs(workspace)
+    names, is_strict = job.metrics or tuple(known), bool(job.metrics)
     if not job.metrics and workspace.has(VERDICTS_FILE):
         names = tuple(workspace.read_json(VERDICTS_FILE, "study IMAGES")["voters"])
         if not names:
@@ -235,19 +295,26 @@ def _choose_voters(workspace: Workspace, job: SelectJob) -> dict[str, Cutoff]:
             )
     cutoffs = {}
     for name in names:
-        if name not in entries:
-            problem = f"{CUTOFFS_FILE} has no {name}, only {', '.join(entries)}"
+        if name not in known:
+            problem = f"{CUTOFFS_FILE} has no {name}, only {', '.join(known)}"
+        elif known[name].value is not None:
+            cutoffs[name] = known[name]
+            continue
         else:
-            cutoff = Cutoff.from_json(entries[name])
-            if cutoff.value is not None:
-                cutoffs[name] = cutoff
-                continue
-            problem = f"{name} has no cut-off: {cutoff.reason}"
+            problem = f"{name} has no cut-off: {known[name].reason}"
         if is_strict:
             raise UsageError(f"--metrics: {problem}")
         log(f"not a voter: {problem}")
     if not cutoffs:
         raise UsageError(f"no metric in {workspace}/{CUTOFFS_FILE} that may vote has a cut-off")
+    for name, cutoff in cutoffs.items():
+        version = find_spec(workspace, name).version
+        if cutoff.version not in (None, version):
+            raise OutdatedCutoffError(
+                f"the cut-off of {name} was learnt on version {cutoff.version} of its scores, and "
+                f"they are of version {version} now: run `iqa-ray cutoffs --workspace "
+                f"{workspace}` again"
+            )
     return cutoffs
 
 
