@@ -45,14 +45,17 @@ def write_predictions(workspace: Workspace, table: pa.Table, hashes: Sequence[st
 def read_predictions(workspace: Workspace) -> pd.DataFrame:
     """The columns of PREDICTIONS_SCHEMA, and `content_hash` of what was predicted.
 
-    The hash is None where it is unknown, as in all rows that older versions wrote.
+    The hash is None where it is unknown, as in all rows of a file that an older version wrote, or
+    from which another program took rows out.
 
     Raises:
         UsageError: there are no predictions.
     """
     table = workspace.read_table(PREDICTIONS_FILE, "predict")
     frame = table.select(PREDICTIONS_SCHEMA.names).to_pandas()
-    hashes = record_of(table.schema).get("content_hashes", [None] * len(frame))
+    hashes = record_of(table.schema).get("content_hashes", [])
+    if len(hashes) != len(frame):
+        hashes = [None] * len(frame)
     return frame.assign(content_hash=pd.Series(hashes, frame.index, object))
 
 

@@ -329,5 +329,8 @@ def test_predictions_are_read_with_their_hashes_row_for_row(ws):
     assert list(frame) == [*PREDICTIONS_SCHEMA.names, "content_hash"]
     assert frame["image_id"].tolist() == ["2", "1"]
     assert frame["content_hash"].tolist() == ["f0", None]
+    kept = pq.read_table(f"{ws}/predictions.parquet").slice(1)  # as other programs might
+    pq.write_table(kept, f"{ws}/predictions.parquet")
+    assert read_predictions(workspace)["content_hash"].tolist() == [None]
     workspace.write_table("predictions.parquet", table)  # as older versions did
     assert read_predictions(workspace)["content_hash"].tolist() == [None, None]
