@@ -42,6 +42,10 @@ class ImageError(ValueError):
         self.status: Status = status
 
 
+class UnreadError(ImageError):
+    """A file that is away or refused: what is in it is not known, and may be fine."""
+
+
 def hash_content(data: bytes) -> str:
     """The content hash of a file's bytes: BLAKE2b, 128 bits, hexadecimal."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -51,7 +55,8 @@ def read_image_bytes(location: Location) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        ImageError: `unreadable`, with the reason (MISSING if it is not there), or `too_large`.
+        UnreadError: `unreadable`, with the reason (MISSING if it is not there).
+        ImageError: it is empty, or too large for the memory.
         UnansweredError: an object store failed on every try, which says nothing of the image.
     """
     try:
@@ -59,12 +64,12 @@ def read_image_bytes(location: Location) -> bytes:
     except UnansweredError:
         raise
     except FileNotFoundError:
-        raise ImageError("unreadable", MISSING) from None
+        raise UnreadError("unreadable", MISSING) from None
     except MemoryError:
         raise ImageError("too_large", "not enough memory to read it") from None
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise ImageError("unreadable", reason) from None
+        raise UnreadError("unreadable", reason) from None
     if not data:
         raise ImageError("unreadable", "the file is empty")
     return data

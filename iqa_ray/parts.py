@@ -278,6 +278,19 @@ def make_fingerprints(images: pa.Table, settings: str) -> Fingerprints:
     return np.frombuffer(digests, np.uint64)
 
 
+def mark_missing(
+    fingerprints: Fingerprints, images: pa.Table, is_missing: NDArray[np.bool_], settings: str
+) -> Fingerprints:
+    """`fingerprints` of `images` (image_id), with those of absent files where files were absent.
+
+    Such rows do not count as done: if a file comes back as it was when it was listed, it is tried
+    again.
+    """
+    unknown = pa.nulls(images.num_rows, pa.int64())
+    columns = {"image_id": images.column("image_id"), "size_bytes": unknown, "mtime_ns": unknown}
+    return np.where(is_missing, make_fingerprints(pa.table(columns), settings), fingerprints)
+
+
 def find_missing(done: Fingerprints, current: Fingerprints) -> NDArray[np.bool_]:
     """Which of `current` are not done."""
     return ~contains(np.sort(done), current)

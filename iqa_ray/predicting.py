@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict, fields
-from functools import partial
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,24 +14,29 @@ from pyarrow import compute as pc
 from pydantic import Field, model_validator
 
 from iqa_ray import cluster
-from iqa_ray.capacity import Resources
+from iqa_ray.config import WorkspaceJob
 from iqa_ray.decoding import DEFAULT_MAX_PIXELS, hash_content
-from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.errors import UsageError
 from iqa_ray.files import locate, read_bytes, write_bytes
 from iqa_ray.holdout import find_same_images, find_split
 from iqa_ray.images import LabelMode, list_images
-from iqa_ray.part_files import Fingerprints
-from iqa_ray.parts import find_missing, make_fingerprints
-from iqa_ray.pools import Pool, run_shards
-from iqa_ray.predictions import PREDICTIONS_FILE, import_predictions, judge_predictions
-from iqa_ray.progress import LINE_INTERVAL_S, Progress, log
+from iqa_ray.parts import make_fingerprints
+from iqa_ray.predictions import (
+    PREDICTIONS_FILE,
+    import_predictions,
+    judge_predictions,
+    write_predictions,
+)
+from iqa_ray.predictor import model_file, parts_folder, predict_missing
+from iqa_ray.progress import LINE_INTERVAL_S, log
 from iqa_ray.store import Workspace
 from iqa_ray.train_job import BackboneName, TrainingJob
 
 if TYPE_CHECKING:
     from iqa_ray.training.loop import Recipe
 
-_SHARD_SIZE = 64
+# of what a model's key says; version 1 did not leave out training images that were not read
+_KEY_VERSION = 2
 
 
 class PredictJob(TrainingJob):
@@ -70,7 +74,18 @@ class PredictJob(TrainingJob):
             raise ValueError(
                 "--backbone needs images to train on: give either --train-images or --split"
             )
+        if self.predictions is not None:
+            self._refuse_training_settings()
         return self
+
+    def _refuse_training_settings(self) -> None:
+        for name, field in type(self).model_fields.items():
+            if name in WorkspaceJob.model_fields or name == "predictions":
+                continue
+            # a recorded configuration names every setting, so a default is no contradiction
+            if getattr(self, name) != field.default:
+                flag = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{flag} is for --backbone: leave it out with --predictions")
 
 
 def run_predict(job: PredictJob) -> dict[str, Any]:
@@ -85,10 +100,10 @@ def run_predict(job: PredictJob) -> dict[str, Any]:
     images = workspace.read_table("images.parquet", "score IMAGES")
     workspace.prepare()
     if job.predictions is not None:
-        table, details = import_predictions(workspace, images, job.predictions)
+        table, hashes, details = import_predictions(workspace, images, job.predictions)
     else:
-        table, details = _train_and_predict(workspace, images, job)
-    workspace.write_table(PREDICTIONS_FILE, table)
+        table, hashes, details = _train_and_predict(workspace, images, job)
+    write_predictions(workspace, table, hashes)
     workspace.record_config("predict", job)
     judged = table.column("correct").drop_null()
     num_correct = int(pc.sum(judged).as_py() or 0)
@@ -106,34 +121,34 @@ def run_predict(job: PredictJob) -> dict[str, Any]:
 
 def _train_and_predict(
     workspace: Workspace, images: pa.Table, job: PredictJob
-) -> tuple[pa.Table, dict[str, Any]]:
+) -> tuple[pa.Table, list[str | None], dict[str, Any]]:
     record = workspace.read_record("images.parquet") or {}
     options = locate(record.get("images", "")).options
     max_pixels = int(record.get("max_pixels", DEFAULT_MAX_PIXELS))
     training, train_options = _choose_training_images(images, job, options)
     chosen, num_held_out = _hold_out(images, options, training, train_options, job)
     classes = _check_classes(training, chosen)
-    settings = _describe_recipe(job, training)  # finds the weights, before any actor starts
-    key = hashlib.blake2b(
-        make_fingerprints(training, settings).tobytes(), digest_size=10
-    ).hexdigest()
+    settings = _describe_recipe(job)  # finds the weights, before any actor starts
     with cluster.connect(job.address):
-        if workspace.has(_model_file(key)):
-            log(f"{job.backbone} was trained on these {training.num_rows:,} images before")
-        else:
-            _train(workspace, training, train_options, max_pixels, key, job)
-        _predict_missing(workspace, chosen, key, options, max_pixels, job)
-    parts = workspace.parts(_parts_folder(key)).read(["image_id", "predicted", "confidence"])
+        model = _find_model(workspace, training, train_options, max_pixels, settings, job)
+        predict_missing(workspace, chosen, model.key, options, max_pixels, job.num_actors)
+    if lost := classes - model.classes:
+        names = ", ".join(sorted(lost))
+        log(f"labels without a training image that can be read are not judged: {names}")
+    parts = workspace.parts(parts_folder(model.key)).read(
+        ["image_id", "predicted", "confidence", "content_hash"]
+    )
     assert parts is not None, "every chosen image has a row"
     frame = chosen.select(["image_id", "path", "label"]).to_pandas()
     frame = frame.merge(parts.to_pandas(), on="image_id")
+    hashes = pa.array(frame["content_hash"], pa.string(), from_pandas=True).to_pylist()
     details = {
         "backbone": job.backbone,
-        "num_trained_on": training.num_rows,
+        "num_trained_on": model.num_images,
         "num_held_out": num_held_out,
-        "model": str(workspace.location / _model_file(key)),
+        "model": str(workspace.location / model_file(model.key)),
     }
-    return judge_predictions(frame, classes), details
+    return judge_predictions(frame, model.classes), hashes, details
 
 
 def _check_classes(training: pa.Table, chosen: pa.Table) -> set[str]:
@@ -159,30 +174,54 @@ def _make_recipe(job: PredictJob) -> Recipe:
     return Recipe(**{name: value for name, value in job.model_dump().items() if name in names})
 
 
-def _describe_recipe(job: PredictJob, training: pa.Table) -> str:
-    """Everything that decides what a classifier becomes, but the images themselves."""
+def _describe_recipe(job: PredictJob) -> dict[str, Any]:
+    """Everything that decides what a classifier becomes, but the images and their labels."""
     from iqa_ray.training.initial_weights import find_weights
 
     assert job.backbone is not None
     weights = find_weights(job.backbone, job.weights)
-    settings = {
+    return {
         **asdict(_make_recipe(job)),
         "weights_hash": hash_content(weights.read_bytes()) if weights else None,
-        "labels": training.column("label").to_pylist(),
+        "version": _KEY_VERSION,
     }
-    return json.dumps(settings)
 
 
-def _train(
+@dataclass(frozen=True)
+class _Model:
+    """A trained classifier in the workspace: on how many images, and the labels it can say."""
+
+    key: str
+    num_images: int
+    classes: set[str]
+
+
+def _make_key(training: pa.Table, settings: dict[str, Any]) -> str:
+    """The key of a model that was trained on all images of `training`."""
+    text = json.dumps({**settings, "labels": training.column("label").to_pylist()})
+    return hashlib.blake2b(make_fingerprints(training, text).tobytes(), digest_size=10).hexdigest()
+
+
+def _find_model(
     workspace: Workspace,
     training: pa.Table,
     options: str,
     max_pixels: int,
-    key: str,
+    settings: dict[str, Any],
     job: PredictJob,
-) -> None:
+) -> _Model:
+    """The model of these images, trained now if there is none.
+
+    It is kept under the key of the images that were read: one that was away and comes back makes
+    another key, and so another training.
+    """
     from iqa_ray.training import loop, seeds
 
+    key = _make_key(training, settings)
+    if workspace.has(model_file(key)):
+        log(f"{job.backbone} was trained on these {training.num_rows:,} images before")
+        loaded = loop.load_checkpoint(read_bytes(workspace.location / model_file(key)))
+        return _Model(key, training.num_rows, set(loaded["classes"]))
     log(f"training {job.backbone} on {training.num_rows:,} images for {job.epochs} epochs")
     paths, labels = (training.column(name).to_pylist() for name in ("path", "label"))
     data = seeds.train_on_ray(
@@ -192,7 +231,18 @@ def _train(
         key,
         _TrainingReport(job.epochs),
     )
-    write_bytes(workspace.location / _model_file(key), data)
+    loaded = loop.load_checkpoint(data)
+    if unread := loaded["unread"]:
+        training = training.filter(pa.array(~np.isin(np.arange(len(paths)), unread)))
+        key = _make_key(training, settings)
+        log(
+            f"{len(unread):,} training images could not be read, such as {paths[unread[0]]!r}: "
+            "the model is kept as one of the others alone, and the next run trains anew (run "
+            "`iqa-ray score` before it if they are gone for good)"
+        )
+    if not workspace.has(model_file(key)):  # its predictions would be of another one
+        write_bytes(workspace.location / model_file(key), data)
+    return _Model(key, training.num_rows, set(loaded["classes"]))
 
 
 class _TrainingReport:
@@ -228,7 +278,9 @@ def _choose_training_images(
         assert job.split is not None
         in_split = find_split(images, job.split, job.seed)
         training, where = images.filter(pa.array(in_split)), f"--split {job.split}"
-    training = training.filter(pc.is_valid(training.column("label")))
+    # without a size it was away when it was listed
+    for name in ("label", "size_bytes"):
+        training = training.filter(pc.is_valid(training.column(name)))
     if pc.count_distinct(training.column("label")).as_py() < 2:
         raise UsageError(f"{where}: training needs labelled images of at least two classes")
     return training, options
@@ -254,87 +306,6 @@ def _hold_out(
     if job.split:
         log(f"held out for training (split {job.split}): {training.num_rows:,} images")
     return images.filter(pa.array(~same)), int(same.sum())
-
-
-# --- applying it ------------------------------------------------------------------------------
-
-
-class ShardPredictor:
-    """Applies a trained classifier to shards (images, fingerprints) and writes their parts."""
-
-    def __init__(self, workspace: str, key: str, options: str, max_pixels: int) -> None:
-        import torch
-
-        from iqa_ray.training import backbones, loop
-
-        torch.set_num_threads(1)
-        self._parts = Workspace(workspace).parts(_parts_folder(key))
-        loaded = loop.load_checkpoint(read_bytes(locate(workspace) / _model_file(key)))
-        self._classes, self._image_size = loaded["classes"], loaded["image_size"]
-        self._model = backbones.create(loaded["backbone"], len(self._classes))
-        self._model.load_state_dict(loaded["state"])
-        self._model.to(loop.pick_device()).eval()
-        self._options, self._max_pixels, self._key = options, max_pixels, key
-
-    def __call__(self, shard: tuple[pa.Table, Fingerprints]) -> int:
-        """Returns the number of images."""
-        from iqa_ray.training import loop, pixels
-
-        images, fingerprints = shard
-        paths = images.column("path").to_pylist()
-        loaded, hashes = pixels.load_pixels(
-            paths, self._image_size, self._max_pixels, self._options, num_threads=2
-        )
-        unreadable = np.array([content is None for content in hashes])
-        chances = loop.predict_probabilities(self._model, loaded)
-        names = np.array(self._classes, dtype=object)[chances.argmax(1)]
-        columns = {
-            "image_id": images.column("image_id"),
-            "path": images.column("path"),
-            "predicted": pa.array(names, pa.string(), mask=unreadable),
-            "confidence": pa.array(chances.max(1).astype(np.float64), mask=unreadable),
-        }
-        self._parts.write(pa.table(columns), fingerprints, self._key)
-        return len(paths)
-
-
-def _model_file(key: str) -> str:
-    return f"models/{key}.pt"
-
-
-def _parts_folder(key: str) -> str:
-    return f"predictions/model={key}"
-
-
-def _predict_missing(
-    workspace: Workspace,
-    images: pa.Table,
-    key: str,
-    options: str,
-    max_pixels: int,
-    job: PredictJob,
-) -> None:
-    parts = workspace.parts(_parts_folder(key))
-    fingerprints = make_fingerprints(images, key)
-    parts.drop_stale(images.column("image_id").combine_chunks(), fingerprints)
-    rows = np.flatnonzero(find_missing(parts.done(), fingerprints))
-    if not len(rows):
-        return
-    columns = images.select(["image_id", "path"])
-    pieces = [rows[start : start + _SHARD_SIZE] for start in range(0, len(rows), _SHARD_SIZE)]
-    shards = [(columns.take(piece), fingerprints[piece]) for piece in pieces]
-    resources = Resources(num_cpus=1.0, num_gpus=min(1.0, cluster.count_gpus()))
-    num_actors = cluster.count_actors(job.num_actors, resources, len(shards))
-    make = partial(ShardPredictor, str(workspace), key, options, max_pixels)
-    with Progress(len(rows), "predict") as progress:
-        pool = Pool(make, shards, num_actors, resources)
-        failures = run_shards([pool], lambda _, __, done: progress.update(done))
-    if failures:
-        raise IncompleteError(
-            f"{len(failures)} of {len(shards)} shards have no predictions: {failures[0].reason}; "
-            "run the same command again to complete them"
-        )
-    parts.drop_repeated(fingerprints)  # another run may have done the same
 
 
 def describe_predictions(summary: dict[str, Any]) -> str:

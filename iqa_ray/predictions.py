@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,10 +11,11 @@ import pandas as pd
 import pyarrow as pa
 
 from iqa_ray.errors import UsageError
-from iqa_ray.files import locate
-from iqa_ray.images import make_image_id, read_manifest, relative_name
+from iqa_ray.files import Location, locate
+from iqa_ray.images import read_manifest
 from iqa_ray.part_files import record_of
 from iqa_ray.progress import log
+from iqa_ray.scores import scored_metrics, scores_frame
 from iqa_ray.store import Workspace
 
 PREDICTIONS_FILE = "predictions.parquet"
@@ -43,20 +45,23 @@ def write_predictions(workspace: Workspace, table: pa.Table, hashes: Sequence[st
 def read_predictions(workspace: Workspace) -> pd.DataFrame:
     """The columns of PREDICTIONS_SCHEMA, and `content_hash` of what was predicted.
 
-    The hash is None where it is unknown, as in all rows that older versions wrote.
+    The hash is None where it is unknown, as in all rows of a file that an older version wrote, or
+    from which another program took rows out.
 
     Raises:
         UsageError: there are no predictions.
     """
     table = workspace.read_table(PREDICTIONS_FILE, "predict")
     frame = table.select(PREDICTIONS_SCHEMA.names).to_pandas()
-    hashes = record_of(table.schema).get("content_hashes", [None] * len(frame))
+    hashes = record_of(table.schema).get("content_hashes", [])
+    if len(hashes) != len(frame):
+        hashes = [None] * len(frame)
     return frame.assign(content_hash=pd.Series(hashes, frame.index, object))
 
 
 def import_predictions(
     workspace: Workspace, images: pa.Table, file: str
-) -> tuple[pa.Table, dict[str, Any]]:
+) -> tuple[pa.Table, list[str | None], dict[str, Any]]:
     """Read a user's predictions and match them with the images of the workspace.
 
     Args:
@@ -65,10 +70,11 @@ def import_predictions(
             Paths may be as listed, relative to the images' root, or to the present folder.
 
     Returns:
-        The table (PREDICTIONS_SCHEMA), and its origin for the run's summary.
+        The table (PREDICTIONS_SCHEMA), the content hashes that the scores know of its images, and
+        its origin for the run's summary.
 
     Raises:
-        UsageError: a column is missing, no path is known, or one is there twice.
+        UsageError: a column is missing, a path is empty or there twice, or none is known.
     """
     location = locate(file)
     given = read_manifest(location, ["path", "label", "predicted", "confidence"])
@@ -76,7 +82,7 @@ def import_predictions(
         raise UsageError(f"{file} has no column `predicted`")
     frame = given.to_pandas()
     root = locate((workspace.read_record("images.parquet") or {}).get("root", ""))
-    frame["image_id"] = _match_paths(frame["path"], images, str(root))
+    frame["image_id"] = _match_paths(given.column("path").to_pylist(), images, root, location)
     known = frame.dropna(subset=["image_id"])
     if known.empty:
         raise UsageError(
@@ -100,29 +106,34 @@ def import_predictions(
     if "label" in known:
         labels = known.set_index("image_id")["label"]
         result["label"] = result["image_id"].map(labels).fillna(result["label"])
-    return judge_predictions(result), {"predictions": str(location)}
+    hashes = _find_hashes(workspace, result["image_id"])
+    return judge_predictions(result), hashes, {"predictions": str(location)}
 
 
-def _match_paths(paths: pd.Series[str], images: pa.Table, root: str) -> list[str | None]:
-    """Ids of images by path: as listed, or relative to the images' root or to this folder."""
+def _match_paths(
+    paths: Sequence[str | None], images: pa.Table, root: Location, file: Location
+) -> list[str | None]:
+    """Ids of images by path: as listed, or relative to the images' root or else to this folder."""
     by_path = dict(
         zip(images.column("path").to_pylist(), images.column("image_id").to_pylist(), strict=True)
     )
-    ids = set(by_path.values())
-    base = locate(root)
-
-    def find(path: str | None) -> str | None:
+    ids: list[str | None] = []
+    for row, path in enumerate(paths):
         if not path:
-            return None
-        here = str(locate(path))
-        for candidate in (path, here):
-            if candidate in by_path:
-                return by_path[candidate]
-        name = relative_name(path, base).removeprefix("./")
-        image_id = make_image_id(name)
-        return image_id if image_id in ids else None
+            raise UsageError(f"{file}: row {row + 1} has an empty path")
+        below_root = root.prefix + posixpath.join(root.path, posixpath.normpath(path))
+        here = locate(path)
+        candidates = (path, below_root, here.prefix + here.path)
+        ids.append(next((by_path[name] for name in candidates if name in by_path), None))
+    return ids
 
-    return [find(path) for path in paths]
+
+def _find_hashes(workspace: Workspace, ids: pd.Series[str]) -> list[str | None]:
+    """The content hashes of images that the scores know; None of an image without a valid score."""
+    if not (names := scored_metrics(workspace)):
+        return [None] * len(ids)
+    known = scores_frame(workspace, names).set_index("image_id")["content_hash"].reindex(ids)
+    return list(pa.array(known, pa.string(), from_pandas=True).to_pylist())
 
 
 def judge_predictions(frame: pd.DataFrame, classes: set[str] | None = None) -> pa.Table:

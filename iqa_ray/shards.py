@@ -20,7 +20,7 @@ from iqa_ray.images import locate_image
 from iqa_ray.metrics.planes import Planes
 from iqa_ray.metrics.spec import MetricError
 from iqa_ray.part_files import Fingerprints
-from iqa_ray.parts import make_fingerprints
+from iqa_ray.parts import mark_missing
 from iqa_ray.reading import run_ahead
 from iqa_ray.scores import SCORES_SCHEMA, scores_folder
 from iqa_ray.store import Workspace
@@ -162,19 +162,10 @@ def write_parts(
         counts = pc.value_counts(status).to_pylist()
         statuses[metric.name] = {entry["values"]: entry["counts"] for entry in counts}
         parts = workspace.parts(scores_folder(metric.name, metric.version))
-        parts.write(table, _mark_missing(table, shard, source.settings), source.settings)
+        absent = pc.equal(table.column("error"), MISSING).to_numpy()
+        fingerprints = mark_missing(shard.fingerprints, table, absent, source.settings)
+        parts.write(table, fingerprints, source.settings)
     return {"num_images": len(failed), "num_failed": int(failed.sum()), "statuses": statuses}
-
-
-def _mark_missing(table: pa.Table, shard: Shard, settings: str) -> Fingerprints:
-    """The fingerprints of a shard's rows, with those of absent files for files that were absent.
-
-    They were there when they were listed; if they come back as they were, they want scoring.
-    """
-    absent = pc.equal(table.column("error"), MISSING).to_numpy()
-    unknown = pa.nulls(table.num_rows, pa.int64())
-    columns = {"image_id": table.column("image_id"), "size_bytes": unknown, "mtime_ns": unknown}
-    return np.where(absent, make_fingerprints(pa.table(columns), settings), shard.fingerprints)
 
 
 class ShardScorer:

@@ -32,7 +32,7 @@ LAYERS = [
     ["training.inputs"],
     ["training.loop", "studies.statistics"],
     ["training.runs"],
-    ["selection.jobs", "selection.study_jobs", "training.seeds"],
+    ["selection.jobs", "selection.study_jobs", "training.seeds", "predictor"],
     ["training.sharing", "studies.live"],
     ["training.lanes"],
     ["predicting", "studies.arms"],

@@ -9,7 +9,7 @@ import pytest
 from conftest import make_texture
 from PIL import Image
 
-from iqa_ray.decoding import ImageError, decode_image, hash_content, read_image_bytes
+from iqa_ray.decoding import ImageError, UnreadError, decode_image, hash_content, read_image_bytes
 from iqa_ray.files import locate
 
 
@@ -151,11 +151,12 @@ def test_random_damage_never_raises_anything_else():
 
 def test_reading_says_why_it_fails(tmp_path):
     (tmp_path / "empty.jpg").touch()
-    with pytest.raises(ImageError, match="the file is empty"):
+    with pytest.raises(ImageError, match="the file is empty") as empty:
         read_image_bytes(locate(tmp_path / "empty.jpg"))
-    with pytest.raises(ImageError, match="No such file"):
+    assert not isinstance(empty.value, UnreadError)  # what is in it is known
+    with pytest.raises(UnreadError, match="No such file"):
         read_image_bytes(locate(tmp_path / "gone.jpg"))
-    with pytest.raises(ImageError, match="Is a directory"):
+    with pytest.raises(UnreadError, match="Is a directory"):
         read_image_bytes(locate(tmp_path))
 
 

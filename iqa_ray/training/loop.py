@@ -193,13 +193,20 @@ def train_from_files(
 ) -> dict[str, Any]:
     """Decode the images, train on those that can be read, and return the checkpoint.
 
+    `unread` in the checkpoint are the places of images whose files are away or refused.
     `on_event` is told of `loaded` and `unreadable` (numbers of images), then of each epoch.
 
     Raises:
         ValueError: fewer than two classes can be read.
     """
+    unread: list[int] = []
     pixels, hashes = load_pixels(
-        images.paths, recipe.image_size, images.max_pixels, images.options, num_threads
+        images.paths,
+        recipe.image_size,
+        images.max_pixels,
+        images.options,
+        num_threads,
+        unread.append,
     )
     readable = np.array([content is not None for content in hashes])
     on_event({"loaded": len(readable), "unreadable": int((~readable).sum())})
@@ -214,11 +221,12 @@ def train_from_files(
         "classes": classes.tolist(),
         "backbone": recipe.backbone,
         "image_size": recipe.image_size,
+        "unread": sorted(unread),
     }
 
 
 def dump_checkpoint(checkpoint: dict[str, Any]) -> bytes:
-    """A trained classifier (`state`, `classes`, `backbone`, `image_size`) as a file's bytes."""
+    """What `train_from_files` returns, as a file's bytes."""
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     return buffer.getvalue()

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from iqa_ray.decoding import ImageError, decode_image, hash_content, read_image_bytes
+from iqa_ray.decoding import (
+    ImageError,
+    UnreadError,
+    decode_image,
+    hash_content,
+    read_image_bytes,
+)
 from iqa_ray.images import locate_image
 
 Pixels = NDArray[np.uint8]
 
 
 def load_pixels(
-    paths: Sequence[str], image_size: int, max_pixels: int, options: str, num_threads: int
+    paths: Sequence[str],
+    image_size: int,
+    max_pixels: int,
+    options: str,
+    num_threads: int,
+    on_unread: Callable[[int], object] | None = None,
 ) -> tuple[Pixels, list[str | None]]:
     """Decode images, scale the shorter side to `image_size` and cut the centre.
+
+    `on_unread` is told the rows of files that are away or refused, from several threads.
 
     Returns:
         (n, image_size, image_size, 3) uint8 RGB, and the content hashes of the files that
@@ -31,7 +44,9 @@ def load_pixels(
         try:
             data = read_image_bytes(locate_image(paths[row], options))
             image = Image.fromarray(decode_image(data, max_pixels))
-        except ImageError:
+        except ImageError as error:
+            if on_unread is not None and isinstance(error, UnreadError):
+                on_unread(row)
             return
         size = (image_size, image_size)
         pixels[row] = np.asarray(ImageOps.fit(image, size, Image.Resampling.BILINEAR))

@@ -1,0 +1,336 @@
+"""Which image and which content a prediction is of; workers run in this process, without Ray."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+import yaml
+from conftest import make_texture
+from PIL import Image
+from pyarrow import parquet as pq
+
+from iqa_ray import cluster, predictor, spreading
+from iqa_ray.config import dump_settings, make_job
+from iqa_ray.decoding import hash_content
+from iqa_ray.errors import UsageError
+from iqa_ray.images import IMAGES_SCHEMA
+from iqa_ray.predicting import PredictJob, run_predict
+from iqa_ray.predictions import PREDICTIONS_SCHEMA, read_predictions, write_predictions
+from iqa_ray.score_job import ScoreJob
+from iqa_ray.scoring import run_score
+from iqa_ray.store import Workspace
+from iqa_ray.training import loop, pixels, seeds
+
+TINY = {"backbone": "resnet18", "weights": "none", "epochs": 1, "image_size": 32}
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch) -> list[int]:
+    """What is done around workers is the same; says how many images were read for each training."""
+    trainings: list[int] = []
+
+    def run_inline(pools: Any, on_done: Any) -> list[Any]:
+        for pool_index, pool in enumerate(pools):
+            worker = pool.make_worker()
+            for index, shard in enumerate(pool.shards):
+                on_done(pool_index, index, worker(shard))
+        return []
+
+    def train(recipe, images, storage, key, on_event):
+        def count(event):
+            if "loaded" in event:
+                trainings.append(event["loaded"] - event["unreadable"])
+            on_event(event)
+
+        return loop.dump_checkpoint(loop.train_from_files(recipe, images, 1, count))
+
+    monkeypatch.setattr(cluster, "connect", lambda address: nullcontext())
+    monkeypatch.setattr(cluster, "count_actors", lambda *_: 1)
+    monkeypatch.setattr(cluster, "count_gpus", lambda: 0.0)
+    for module in (spreading, predictor):
+        monkeypatch.setattr(module, "run_shards", run_inline)
+    monkeypatch.setattr(seeds, "train_on_ray", train)
+    return trainings
+
+
+@pytest.fixture
+def ws(tmp_path) -> str:
+    return str(tmp_path / "ws")
+
+
+def score(images: Path, ws: str) -> None:
+    run_score(make_job(ScoreJob, {"images": str(images), "workspace": ws, "metrics": ("lapm",)}))
+
+
+def predict(ws: str, **settings: Any) -> dict[str, Any]:
+    return run_predict(make_job(PredictJob, {"workspace": ws, **settings}))
+
+
+def read(ws: str) -> pd.DataFrame:
+    frame = read_predictions(Workspace(ws))
+    return frame.set_index(frame["path"].map(lambda path: Path(path).name))
+
+
+def hide(file: Path) -> Callable[[], object]:
+    """Take a file away; what this returns brings it back as it was."""
+    away = file.with_name("." + file.name)
+    file.rename(away)
+    return lambda: away.rename(file)
+
+
+def overwrite(file: Path, seed: int) -> None:
+    Image.fromarray(make_texture(seed)).save(file)
+
+
+def list_with_split(root: Path) -> Path:
+    """A manifest of twelve images in three classes, six of them to train on."""
+    rows = []
+    for number in range(12):
+        label = "abc"[number % 3]
+        (root / label).mkdir(parents=True, exist_ok=True)
+        overwrite(root / label / f"{number:02}.png", number)
+        rows.append((f"{label}/{number:02}.png", "train" if number < 6 else "test"))
+    pd.DataFrame(rows, columns=["path", "split"]).to_csv(root / "list.csv", index=False)
+    return root / "list.csv"
+
+
+# --- files that are away ----------------------------------------------------------------------
+
+
+def test_an_image_that_was_away_is_predicted_when_it_is_back(image_folder, ws, monkeypatch):
+    root = image_folder(8)
+    (root / "a" / "text.jpg").write_text("not an image")
+    (root / "a" / "gone.jpg").symlink_to(root / "a" / "nothing")  # away when it is listed
+    score(root, ws)
+    asked: list[str] = []
+
+    def load_pixels(paths, *settings):
+        asked.extend(Path(path).name for path in paths)
+        return pixels_load(paths, *settings)
+
+    pixels_load = pixels.load_pixels
+    monkeypatch.setattr(pixels, "load_pixels", load_pixels)
+    others = image_folder(4, name="others", height=40)
+    bring_back = hide(root / "a" / "002.jpg")
+    predict(ws, train_images=str(others), **TINY)
+    assert len(asked) == 10
+    assert pd.isna(read(ws).loc["002.jpg", "predicted"])
+    before = read(ws).drop("002.jpg")
+    bring_back()
+    asked.clear()
+    predict(ws, train_images=str(others), **TINY)
+    assert asked == ["002.jpg"]
+    assert read(ws).loc["002.jpg", "predicted"] in {"a", "b"}
+    assert len(read(ws)) == 10
+    pd.testing.assert_frame_equal(read(ws).drop("002.jpg"), before)
+    asked.clear()
+    predict(ws, train_images=str(others), **TINY)
+    assert asked == []
+
+
+def test_a_training_image_that_was_away_makes_another_model_when_it_is_back(
+    tmp_path, ws, in_this_process, capfd
+):
+    images = list_with_split(tmp_path / "photos")
+    score(images, ws)
+    bring_back = hide(tmp_path / "photos" / "a" / "03.png")
+    without = predict(ws, split="train", **TINY)
+    assert (in_this_process, without["num_trained_on"]) == ([5], 5)
+    assert "1 training images could not be read, such as" in capfd.readouterr().err
+    assert "03.png" not in read(ws).index  # it may be trained on the next time
+    bring_back()
+    complete = predict(ws, split="train", **TINY)
+    assert (in_this_process, complete["num_trained_on"]) == ([5, 6], 6)
+    assert complete["model"] != without["model"]
+    assert predict(ws, split="train", **TINY)["model"] == complete["model"]
+    # listed while it is away, it is known to be: the first model is of all others
+    hide(tmp_path / "photos" / "a" / "03.png")
+    score(images, ws)
+    assert predict(ws, split="train", **TINY)["model"] == without["model"]
+    assert in_this_process == [5, 6]
+
+
+def test_a_model_that_has_predicted_is_not_replaced_by_one_of_the_same_images(tmp_path, ws):
+    score(list_with_split(tmp_path / "photos"), ws)
+    hide(tmp_path / "photos" / "a" / "03.png")
+    file = Path(predict(ws, split="train", **TINY)["model"])
+    file.write_bytes(kept := file.read_bytes() + b"trailer")
+    assert predict(ws, split="train", **TINY)["model"] == str(file)
+    assert file.read_bytes() == kept
+
+
+def test_training_files_that_are_no_images_are_not_trained_on_again_and_again(
+    tmp_path, ws, in_this_process
+):
+    images = list_with_split(tmp_path / "photos")
+    (tmp_path / "photos" / "a" / "03.png").write_bytes(b"")
+    (tmp_path / "photos" / "b" / "04.png").write_text("text")
+    score(images, ws)
+    models = {predict(ws, split="train", **TINY)["model"] for _ in range(2)}
+    assert (len(models), in_this_process) == (1, [4])
+
+
+@pytest.mark.parametrize("are_away", [True, False])
+def test_a_class_without_a_readable_training_image_is_not_judged(tmp_path, ws, are_away, capfd):
+    images = list_with_split(tmp_path / "photos")
+    files = [tmp_path / "photos" / "c" / name for name in ("02.png", "05.png")]
+    if not are_away:
+        for file in files:
+            file.write_text("text")
+    score(images, ws)
+    if are_away:
+        for file in files:
+            hide(file)
+    for _ in range(2):  # trained, and found again
+        summary = predict(ws, split="train", **TINY)
+        table = read(ws)
+        assert set(table["predicted"]) <= {"a", "b"}
+        assert table.loc[table["label"] == "c", "correct"].isna().tolist() == [True] * 2
+        assert summary["num_judged"] == table["correct"].notna().sum() == 4
+        shown = capfd.readouterr().err
+        assert "labels without a training image that can be read are not judged: c" in shown
+
+
+# --- settings that contradict each other --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("split", "0.4"), ("train_images", "more"), ("epochs", 3), ("freeze_backbone", True),
+     ("weights", "none"), ("seed", 1), ("num_actors", 2), ("labels", "top")],
+)  # fmt: skip
+def test_imports_refuse_what_only_training_means(name, value):
+    flag = "--" + name.replace("_", "-")
+    with pytest.raises(UsageError, match=f"^{flag} is for --backbone: leave it out"):
+        make_job(PredictJob, {"workspace": "ws", "predictions": "mine.csv", name: value})
+
+
+def test_imports_can_be_repeated_from_their_record():
+    given = {"workspace": "ws", "address": "auto", "predictions": "mine.csv"}
+    job = make_job(PredictJob, given)
+    assert make_job(PredictJob, yaml.safe_load(dump_settings(job))) == job
+
+
+# --- imports: which image a path means --------------------------------------------------------
+
+
+def test_a_path_below_the_root_and_below_this_folder_means_the_root(
+    image_folder, ws, tmp_path, monkeypatch
+):
+    root = image_folder(4)
+    # another listed image stands at a/000.jpg from here
+    inner = root / "inner"
+    (inner / "a").mkdir(parents=True)
+    overwrite(inner / "a" / "000.jpg", 9)
+    score(root, ws)
+    monkeypatch.chdir(inner)
+    (tmp_path / "mine.csv").write_text("path,predicted\na/000.jpg,a\n./b/../b/001.jpg,b\n")
+    predict(ws, predictions=str(tmp_path / "mine.csv"))
+    found = read_predictions(Workspace(ws))["path"].tolist()
+    assert found == [str(root / "a" / "000.jpg"), str(root / "b" / "001.jpg")]
+
+
+def test_other_paths_mean_this_folder(image_folder, ws, tmp_path, monkeypatch):
+    root = image_folder(4)
+    score(root, ws)
+    monkeypatch.chdir(root / "b")
+    paths = ["001.jpg", "../a/000.jpg", f"{root}/b/../b/003.jpg", f"file://{root}/a/002.jpg"]
+    (tmp_path / "mine.csv").write_text("path,predicted\n" + "".join(f"{p},a\n" for p in paths))
+    predict(ws, predictions=str(tmp_path / "mine.csv"))
+    assert sorted(read(ws).index) == ["000.jpg", "001.jpg", "002.jpg", "003.jpg"]
+
+
+def test_paths_in_an_object_store(ws, tmp_path):
+    names = ["a/0.jpg", "b/1.jpg"]
+    columns: dict[str, Any] = dict.fromkeys(IMAGES_SCHEMA.names)
+    columns |= {"image_id": ["0", "1"], "path": [f"s3://bucket/photos/{name}" for name in names]}
+    rows = {name: cells or [None] * 2 for name, cells in columns.items()}
+    options = "endpoint_override=localhost%3A9000"
+    record = {"root": f"s3://bucket/photos?{options}"}
+    Workspace(ws).write_table("images.parquet", pa.table(rows, schema=IMAGES_SCHEMA), record)
+    (tmp_path / "mine.csv").write_text(
+        f"path,predicted\na/0.jpg,a\ns3://bucket/photos/b/1.jpg?{options},a\n"
+    )
+    assert predict(ws, predictions=str(tmp_path / "mine.csv"))["num_predicted"] == 2
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("cell", [None, ""])
+def test_an_empty_path_is_refused_with_its_row(image_folder, ws, tmp_path, kind, cell):
+    score(image_folder(4), ws)
+    file = tmp_path / f"mine.{kind}"
+    frame = pd.DataFrame({"path": ["a/000.jpg", cell], "predicted": ["a", "b"]})
+    frame.to_csv(file, index=False) if kind == "csv" else frame.to_parquet(file)
+    with pytest.raises(UsageError, match=rf"mine\.{kind}: row 2 has an empty path"):
+        predict(ws, predictions=str(file))
+
+
+# --- which content a prediction is of -----------------------------------------------------------
+
+
+def test_a_trained_classifier_predicts_the_content_that_it_read(image_folder, ws):
+    root = image_folder(8)
+    score(root, ws)
+    changed = root / "b" / "003.jpg"
+    overwrite(changed, 77)  # after it was scored
+    bring_back = hide(root / "a" / "004.jpg")
+    others = image_folder(4, name="others", height=40)
+    predict(ws, train_images=str(others), **TINY)
+    bring_back()
+    table = read(ws)
+    for row in table.itertuples():
+        data = Path(row.path).read_bytes()
+        expected = None if row.Index == "004.jpg" else hash_content(data)
+        assert row.content_hash == expected
+    assert len(table) == 8
+    assert pq.read_schema(f"{ws}/predictions.parquet").names == PREDICTIONS_SCHEMA.names
+
+
+def test_an_imported_prediction_is_of_the_content_that_was_scored(tmp_path, ws):
+    images = list_with_split(tmp_path / "photos")
+    (tmp_path / "photos" / "c" / "11.png").unlink()
+    score(images, ws)
+    frame = pd.read_csv(images).assign(predicted="a")
+    frame.iloc[:0:-1].to_csv(tmp_path / "mine.csv", index=False)
+    predict(ws, predictions=str(tmp_path / "mine.csv"))
+    table = read(ws)
+    assert table.loc["11.png", "content_hash"] is None
+    for row in table.drop("11.png").itertuples():
+        assert row.content_hash == hash_content(Path(row.path).read_bytes())
+    assert len(table) == 11
+    assert pq.read_schema(f"{ws}/predictions.parquet").names == PREDICTIONS_SCHEMA.names
+
+
+def test_predictions_can_be_imported_before_any_metric_has_a_score(tmp_path, ws):
+    images = list_with_split(tmp_path / "photos")
+    score(images, ws)
+    shutil.rmtree(f"{ws}/scores")
+    pd.read_csv(images).assign(predicted="a").to_csv(tmp_path / "mine.csv", index=False)
+    predict(ws, predictions=str(tmp_path / "mine.csv"))
+    assert read(ws)["content_hash"].tolist() == [None] * 12
+
+
+def test_predictions_are_read_with_their_hashes_row_for_row(ws):
+    columns = [["2", "1"], ["y", "x"], ["a", None], ["a", "b"], [0.5, None], [True, None]]
+    arrays = [pa.array(c, t) for c, t in zip(columns, PREDICTIONS_SCHEMA.types, strict=True)]
+    table = pa.table(arrays, schema=PREDICTIONS_SCHEMA)
+    workspace = Workspace(ws)
+    with pytest.raises(UsageError, match="run `iqa-ray predict"):
+        read_predictions(workspace)
+    write_predictions(workspace, table, ["f0", None])
+    frame = read_predictions(workspace)
+    assert list(frame) == [*PREDICTIONS_SCHEMA.names, "content_hash"]
+    assert frame["image_id"].tolist() == ["2", "1"]
+    assert frame["content_hash"].tolist() == ["f0", None]
+    kept = pq.read_table(f"{ws}/predictions.parquet").slice(1)  # as other programs might
+    pq.write_table(kept, f"{ws}/predictions.parquet")
+    assert read_predictions(workspace)["content_hash"].tolist() == [None]
+    workspace.write_table("predictions.parquet", table)  # as older versions did
+    assert read_predictions(workspace)["content_hash"].tolist() == [None, None]
