@@ -20,7 +20,7 @@ from iqa_ray.files import list_files
 from iqa_ray.lock import hold_lock_briefly
 from iqa_ray.metrics.spec import SPECS, MetricSpec, get_spec
 from iqa_ray.part_files import record_of
-from iqa_ray.parts import Parts, make_fingerprints
+from iqa_ray.parts import Parts, make_fingerprints, mark_missing
 from iqa_ray.store import Workspace
 
 if TYPE_CHECKING:  # actors, which import this module, need no pandas
@@ -154,11 +154,10 @@ class ListedScores:
         Raises:
             UsageError: the metric has no scores at all, or there is no such metric.
         """
-        parts = self._open(name)
-        rows = parts.read_listed(self.fingerprints, SCORES_SCHEMA)
+        rows = self._read_columns(name, SCORES_SCHEMA)
         if rows.column("status").null_count == 0:
             return rows
-        known = parts.read(["image_id"])
+        known = self._open(name).read(["image_id"])
         if known is None:
             raise UsageError(
                 f"{self._workspace} has no {name} scores: run `iqa-ray score IMAGES --workspace "
@@ -183,7 +182,22 @@ class ListedScores:
     def read_statuses(self, name: str) -> pa.Table:
         """Columns status and error of a metric, one row a listed image; null without a row."""
         schema = pa.schema([SCORES_SCHEMA.field(column) for column in ("status", "error")])
-        return self._open(name).read_listed(self.fingerprints, schema)
+        return self._read_columns(name, schema)
+
+    def _read_columns(self, name: str, schema: pa.Schema) -> pa.Table:
+        """Valid rows and, of files that were away when they should have been read, what says so."""
+        parts = self._open(name)
+        rows = parts.read_listed(self.fingerprints, schema)
+        is_gap = pc.is_null(rows.column("status")).to_numpy()
+        if not is_gap.any():
+            return rows
+        gaps = self.images.filter(pa.array(is_gap))
+        away = mark_missing(
+            self.fingerprints[is_gap], gaps, np.ones(gaps.num_rows, bool), self.row_settings
+        )
+        order = np.arange(len(rows))
+        order[is_gap] = len(rows) + np.arange(gaps.num_rows)
+        return pa.concat_tables([rows, parts.read_listed(away, schema)]).take(pa.array(order))
 
     def read_hashes(self) -> pa.ChunkedArray:
         """The content hash of each listed image.

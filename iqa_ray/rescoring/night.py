@@ -20,12 +20,13 @@ from iqa_ray.rescoring.changes import (
     resolve_changes,
 )
 from iqa_ray.rescoring.history import add_hashes, read_listing
-from iqa_ray.scores import ListedScores, find_spec, open_parts, scored_metrics
+from iqa_ray.scores import SCORES_SCHEMA, ListedScores, find_spec, open_parts, scored_metrics
 from iqa_ray.shards import read_file
 from iqa_ray.store import Workspace
 
 CLASSES = ("new", "changed", "moved", "deleted", "retouched", "unchanged")
 _NUM_READERS, _NUM_AHEAD = 8, 64
+_STATUS = pa.schema([SCORES_SCHEMA.field("status")])
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def carry_scores(workspace: Workspace, night: Night) -> None:
     is_known = pc.is_valid(night.contents.column("content_hash"))
     for name in scored_metrics(workspace):
         parts = open_parts(workspace, find_spec(workspace, name))
-        statuses = listed.read_statuses(name).column("status")
+        statuses = parts.read_listed(listed.fingerprints, _STATUS).column("status")
         lacks_row = pc.and_(pc.is_null(statuses), is_known)
         parts.copy_rows(
             night.contents.filter(lacks_row),
