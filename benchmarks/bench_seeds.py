@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -23,6 +24,7 @@ from benchmarks.images import open_source
 from benchmarks.report import make_parser, print_result
 from iqa_ray import cluster
 from iqa_ray.capacity import Resources
+from iqa_ray.decoding import hash_content
 from iqa_ray.files import locate
 from iqa_ray.training.lanes import plan_lanes, train_runs
 from iqa_ray.training.loop import Recipe
@@ -74,8 +76,10 @@ def main() -> None:
     with open_source(arguments.images, 256) as source, cluster.connect(None):
         paths = [source.paths[i % len(source.paths)] for i in range(arguments.num_images)]
         targets = np.random.default_rng(0).integers(NUM_CLASSES, size=len(paths))
+        hashes = [hash_content(Path(path).read_bytes()) for path in paths]
+        weights = {arguments.backbone: None}
         material = Material(
-            paths, targets, NUM_CLASSES, {arguments.backbone: None}, arguments.image_size, 10**8, ""
+            paths, hashes, targets, NUM_CLASSES, weights, arguments.image_size, 10**8, ""
         )
         runs = make_runs(recipe, arguments.num_seeds, len(paths))
         shared, num_lanes = plan_lanes(None, 1.0)

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from pyarrow import parquet as pq
 from test_runs import without_times
 
 import iqa_ray
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
 from iqa_ray.data.dotcodes import make_dataset
+from iqa_ray.decoding import hash_content
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.scores import read_scores
 from iqa_ray.store import Workspace
@@ -39,9 +39,10 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory, ray_session) -> Path:
-    """A workspace of 120 codes, of which the sharper two thirds are kept."""
+    """A workspace of 120 codes, of which the sharper two thirds are kept, and a torn file."""
     root = tmp_path_factory.mktemp("compare")
     make_dataset(root / "codes", num_images=120, image_size=64, seed=5)
+    tear(root / "codes" / "north")
     ws = str(root / "ws")
     scores = iqa_ray.score(
         root / "codes", workspace=ws, metrics=["lapm", "wavs"], cpus_per_actor=0.5
@@ -50,6 +51,14 @@ def scored(tmp_path_factory, ray_session) -> Path:
     assert main(["cutoffs", "--workspace", ws, *limits]) == 0
     assert main(["select", "--workspace", ws, "--rule", "any"]) == 0
     return root
+
+
+def tear(folder: Path) -> Path:
+    """Add a file with the first half of an image, which cannot be decoded."""
+    whole = min(folder.glob("*.jpg")).read_bytes()
+    torn = folder / "torn.jpg"
+    torn.write_bytes(whole[: len(whole) // 2])
+    return torn
 
 
 @pytest.fixture
@@ -108,8 +117,12 @@ def test_compare(ws, monkeypatch, tmp_path):
     assert read_runs(ws) == before
 
 
+def read_splits(ws, study="quality"):
+    return pd.read_parquet(f"{ws}/comparisons/{study}/splits.parquet")
+
+
 def check_splits(ws):
-    splits = pd.read_parquet(f"{ws}/comparisons/quality/splits.parquet")
+    splits = read_splits(ws)
     hashes = read_scores(Workspace(ws), "lapm").to_pandas().set_index("image_id")["content_hash"]
     assert find_leaks(splits, hashes) == []
     selection = pd.read_parquet(f"{ws}/selection.parquet").set_index("image_id")["keep"]
@@ -241,24 +254,92 @@ def test_weights_that_cannot_be_had(ws, tmp_path, monkeypatch, capsys):
     )
 
 
-def edit_selection(ws, change):
-    path = f"{ws}/selection.parquet"
-    frame = change(pd.read_parquet(path))
-    frame.to_parquet(path)
+def edit_table(ws, name, change):
+    workspace = Workspace(ws)
+    frame = workspace.read_table(name, "").to_pandas()
+    workspace.write_frame(name, change(frame), workspace.read_record(name))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda f: f.iloc[1:], "made from other images than images.parquet lists"),
-        (lambda f: f.assign(label="one"), "1 classes have 10 different high-quality images"),
         (lambda f: f.assign(keep=f["label"] == "north"), "1 classes have 10"),
     ],
 )
 def test_selections_that_cannot_be_compared(ws, change, message):
-    edit_selection(ws, change)
+    edit_table(ws, "selection.parquet", change)
     with pytest.raises(UsageError, match=message):
         compare(ws)
+
+
+def refuse_both(ws):
+    """What `compare` and `vary` say when they refuse the workspace."""
+    with pytest.raises(UsageError) as of_compare:
+        compare(ws)
+    with pytest.raises(UsageError) as of_vary:
+        run_vary(make_job(VaryJob, {"workspace": ws, **SMALL}))
+    assert str(of_compare.value) == str(of_vary.value)
+    return str(of_compare.value)
+
+
+@pytest.mark.parametrize(("before", "now"), [("north", "south"), ("south", None), (None, "north")])
+def test_a_selection_from_before_a_label_was_corrected_is_refused(ws, before, now):
+    edit_table(ws, "images.parquet", lambda f: f.assign(label=f["label"].where(f.index != 7, now)))
+    edit_table(
+        ws,
+        "selection.parquet",
+        lambda f: f.assign(label=f["label"].where(f.index != 7, before)).iloc[::-1],
+    )
+    path = Workspace(ws).read_table("images.parquet", "")["path"][7].as_py()
+    assert refuse_both(ws) == (
+        f"{ws}/selection.parquet was made from other labels of 1 images, such as {path!r}: "
+        f"run `iqa-ray select --workspace {ws}` again"
+    )
+
+
+@pytest.mark.parametrize("is_torn", [False, True])
+def test_a_selection_from_before_a_newer_score_is_refused(ws, is_torn):
+    """Where there is no score now, `score` comes first."""
+    selection = pd.read_parquet(f"{ws}/selection.parquet")
+    row = int(np.flatnonzero(selection["wavs"].isna() == is_torn)[0])
+    selection.loc[row, "wavs"] = 0.125
+    edit_table(ws, "selection.parquet", lambda _: selection)
+    score = f"`iqa-ray score IMAGES --workspace {ws} --metrics lapm,wavs`, then "
+    assert refuse_both(ws) == (
+        f"{ws}/selection.parquet was made from other wavs scores of 1 images, such as "
+        f"{selection['path'][row]!r}: run {score if is_torn else ''}"
+        f"`iqa-ray select --workspace {ws}` again"
+    )
+
+
+def test_images_that_cannot_be_decoded_are_left_out(ws, scored, monkeypatch, capsys):
+    said = "1 images left out: without a score of every voter (1 unreadable)"
+    pretend(monkeypatch, [ok(0.9), ok(0.8)])
+    summary = compare(ws, seeds=(0,))
+    assert summary["num_unusable"] == 1
+    assert said in summary["notes"]
+    assert said in capsys.readouterr().err
+    assert f"{scored}/codes/north/torn.jpg" not in set(read_splits(ws)["path"])
+    pretend(monkeypatch, [ok(0.9), ok(0.8)])
+    varied = {"workspace": ws, **SMALL, "seeds": (0,), "removed": (0, 50)}
+    assert run_vary(make_job(VaryJob, varied))["num_unusable"] == 1
+    assert said in capsys.readouterr().err
+    assert f"{scored}/codes/north/torn.jpg" not in set(read_splits(ws, "varying")["path"])
+
+
+def test_training_is_told_what_each_file_must_hold(ws, scored, tmp_path, monkeypatch):
+    """The hashes that the keys of the runs are made of, also those of another test set."""
+    materials = []
+    monkeypatch.setattr(arms, "_train", lambda *given: materials.append(given[2]) or [])
+    others = tmp_path / "others"
+    make_dataset(others, num_images=20, image_size=64, seed=6)
+    with pytest.raises(IncompleteError, match="2 of 2 runs gave no result"):
+        compare(ws, seeds=(0,), test_on=str(others))
+    (material,) = materials
+    held = [hash_content(Path(path).read_bytes()) for path in material.paths]
+    assert material.content_hashes == held
+    assert sum(path.startswith(str(others)) for path in material.paths) == 20
 
 
 def test_arguments(ws, capsys):
@@ -275,7 +356,8 @@ def test_a_small_class_is_left_out_and_said(ws, monkeypatch, capsys):
         rare = frame.index.isin(frame.index[:5])
         return frame.assign(label=np.where(rare, "rare", frame["label"]))
 
-    edit_selection(ws, relabel)
+    edit_table(ws, "images.parquet", relabel)
+    edit_table(ws, "selection.parquet", relabel)
     pretend(monkeypatch, [ok(0.9), ok(0.8)])
     summary = compare(ws, seeds=(0,))
     assert summary["num_classes"] == 2
@@ -290,17 +372,43 @@ def test_another_test_set(ws, scored, tmp_path, monkeypatch, capsys):
     shutil.copy(copied, folder / "north" / "copy.jpg")
     (folder / "west").mkdir()
     shutil.copy(copied, folder / "west" / "unknown.jpg")
+    torn = tear(folder / "south")
     pretend(monkeypatch, [ok(0.9), ok(0.8)])
     summary = compare(ws, seeds=(0,), test_on=str(folder))
     said = capsys.readouterr().err
     assert "1 images left out: they are also in --test-on" in said
     assert "1 test images left out: of labels that are not trained (west)" in said
+    assert "1 test images left out: they cannot be decoded" in said
+    assert summary["num_unusable"] == 2  # one of the workspace's own
     assert summary["num_test"] == 21
-    splits = pq.read_table(f"{ws}/comparisons/quality/splits.parquet").to_pandas()
+    splits = read_splits(ws)
     assert str(copied) not in set(splits["path"])
+    assert str(torn) not in set(splits["path"])
     tests = splits[splits["part"] == "test"]
     assert tests["path"].str.startswith(str(folder)).all()
     shutil.rmtree(folder / "north")
     shutil.rmtree(folder / "south")
     with pytest.raises(UsageError, match="no label of its images is one of the classes"):
         compare(ws, seeds=(0,), test_on=str(folder))
+    tear(folder / "west")
+    (folder / "west" / "unknown.jpg").unlink()
+    with pytest.raises(UsageError, match="none of its images can be decoded"):
+        compare(ws, seeds=(0,), test_on=str(folder))
+
+
+def test_a_file_of_another_test_set_that_changes_is_tested_anew(ws, tmp_path, monkeypatch):
+    """A run's key depends on what the files hold, not on their sizes and times."""
+    folder = tmp_path / "others"
+    make_dataset(folder, num_images=20, image_size=64, seed=6)
+    pretend(monkeypatch, [ok(0.9), ok(0.8)])
+    compare(ws, seeds=(0,), test_on=str(folder))
+    file = min((folder / "north").iterdir())
+    os.utime(file, (1, 1))
+    pretend(monkeypatch, [])
+    compare(ws, seeds=(0,), test_on=str(folder))
+    data, before = bytearray(file.read_bytes()), file.stat()
+    data[-3] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    pretend(monkeypatch, [ok(0.7), ok(0.6)])
+    compare(ws, seeds=(0,), test_on=str(folder))

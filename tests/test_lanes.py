@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,14 +17,16 @@ import torch
 from test_runs import without_times
 
 from iqa_ray.capacity import Resources
+from iqa_ray.decoding import hash_content
 from iqa_ray.errors import IncompleteError
 from iqa_ray.files import locate
+from iqa_ray.training import sharing
 from iqa_ray.training.inputs import ChunkedImages
 from iqa_ray.training.lanes import plan_lanes, train_runs
 from iqa_ray.training.loop import Recipe
 from iqa_ray.training.pixels import load_pixels
 from iqa_ray.training.runs import Run, RunFiles, train_run
-from iqa_ray.training.sharing import Material
+from iqa_ray.training.sharing import Material, Shared
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 HALF = Resources(0.5)
@@ -46,7 +49,8 @@ def find_workers() -> list[int]:
 def make_material(folder):
     paths = sorted(map(str, folder.rglob("*.jpg")))
     targets = np.array([int(Path(path).parent.name == "b") for path in paths])
-    return Material(paths, targets, 2, {"resnet18": None}, 32, 10**6, "")
+    hashes = [hash_content(Path(path).read_bytes()) for path in paths]
+    return Material(paths, hashes, targets, 2, {"resnet18": None}, 32, 10**6, "")
 
 
 @pytest.fixture
@@ -167,10 +171,35 @@ def test_a_lost_node_changes_nothing(image_folder, tmp_path):
     assert not list((out / "checkpoints").iterdir())
 
 
-def test_images_that_are_gone(material, tmp_path):
+@pytest.mark.parametrize("freeze_backbone", [False, True])
+def test_images_that_are_gone_or_have_changed_end_the_training(
+    material, tmp_path, monkeypatch, freeze_backbone
+):
+    """In whichever chunk they are; nothing is kept under the keys of what was scored."""
+    monkeypatch.setattr(sharing, "_CHUNK_SIZE", 8)
+    runs, out = make_runs(2, freeze_backbone=freeze_backbone), tmp_path / "out"
+    shutil.copy(material.paths[2], material.paths[20])
+    commands = "run `iqa-ray score`, `iqa-ray select` and this command again"
+    changed = f"1 images are no longer .* '{material.paths[20]}', which has changed.*{commands}"
+    with pytest.raises(IncompleteError, match=changed):
+        train_runs(runs, material, locate(out), (HALF, 1), lambda event: None)
     os.remove(material.paths[3])
-    with pytest.raises(IncompleteError, match="1 images cannot be read any more"):
-        train_runs(make_runs(2), material, locate(tmp_path), (HALF, 1), lambda event: None)
+    gone = f"2 images are no longer .* '{material.paths[3]}', which cannot be read any more"
+    with pytest.raises(IncompleteError, match=gone):
+        train_runs(runs, material, locate(out), (HALF, 1), lambda event: None)
+    assert not out.exists()
+
+
+def test_images_that_ray_has_read_again_are_checked_by_those_that_use_them(material):
+    """As when the node that held them was lost after the driver had looked."""
+    pixels, hashes = load_pixels(material.paths, 32, 10**6, "", 1)
+    chunks = {"a node": [[ray.put(pixels), ray.put(hashes)]]}
+    images = Shared(material, {}, chunks, {}).open_images()
+    assert torch.equal(images[torch.tensor([7])][0], torch.tensor(pixels[7]).permute(2, 0, 1))
+    hashes[7] = hashes[8]
+    chunks = {"a node": [[ray.put(pixels), ray.put(hashes)]]}
+    with pytest.raises(IncompleteError, match="1 images are no longer what was scored"):
+        Shared(material, {}, chunks, {}).open_images()
 
 
 # --- room -------------------------------------------------------------------------------------

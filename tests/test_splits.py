@@ -26,6 +26,7 @@ def make_images(kept: dict[str, int], rejected: dict[str, int] | None = None) ->
     images["image_id"] = [f"i{row:04d}" for row in range(len(images))]
     images["path"] = "/data/" + images["image_id"]
     images["content_hash"] = "c" + images["image_id"]
+    images["status"] = "ok"
     return images
 
 
@@ -174,6 +175,7 @@ def add_copies(images: pd.DataFrame, rows: list[tuple]) -> pd.DataFrame:
     extra["label"] = extra["label"].where(extra["label"] != "own", own).astype(object)
     extra["content_hash"] = [f"c{content}" for content in extra["content"]]
     extra["image_id"] = extra["path"] = [f"x{row:02d}" for row in range(len(extra))]
+    extra["status"] = np.where(extra["score"].isna(), "undefined", "ok")
     first = images.assign(content_hash=[f"c{row}" for row in range(len(images))], score=0.5)
     return pd.concat([first, extra[list(first)].astype({"keep": bool})], ignore_index=True)
 
@@ -226,17 +228,20 @@ def test_what_is_left_out_is_said():
     images = make_images({"a": 20, "b": 20, "c": 9, "d": 11}, {"e": 30})
     images.loc[0, "label"] = None
     images.loc[1, "label"] = ""
+    images.loc[[2, 40, 41], "status"] = ["unreadable", "undefined", "unreadable"]
+    images.loc[[2, 41], "label"] = ["", None]
     images.loc[2, "content_hash"] = None
     images.loc[[3, 20], "content_hash"] = "torn"
     images.loc[images["label"] == "d", "content_hash"] = "one"
     splits = split_quality(images, 0)
     assert splits.notes == [
+        "3 images left out: without a score of every voter (1 undefined, 2 unreadable)",
         "2 images left out: without a label",
-        "1 images left out: without a content hash (not read)",
         "2 images left out: copies of them have other labels (a, b)",
-        "3 classes left out: fewer than 10 different high-quality images: c (9), d (1), e (0)",
+        "3 classes left out: fewer than 10 different high-quality images: c (7), d (1), e (0)",
         "no rejected image is left to train on: both arms draw from the same images",
     ]
+    assert splits.num_unusable == 3
     assert set(splits.table["label"]) == {"a", "b"}
     assert not {"i0000", "i0001", "i0002", "i0003", "i0020"} & set(splits.table["image_id"])
 
@@ -323,18 +328,25 @@ def test_varying_takes_as_many_as_suffice(num_rejected, most):
         split_varying(images, make_quality(images), 0, most + 1, [10])
 
 
-def test_varying_leaves_unscored_images_out():
-    images = make_images({"a": 20, "b": 20}, {"a": 20})
+def test_images_without_a_score_are_left_out_before_anything_is_drawn():
+    """The splits are those of a data set that lacks them, in whichever rows they stand."""
+    images = make_images({"a": 20, "b": 20}, {"a": 20, "b": 20})
+    images.loc[[0, 13, 25, 41, 79], "status"] = "undefined"
+    lacking = images.drop([0, 13, 25, 41, 79])
     quality = make_quality(images)
-    rejected = images.loc[~images["keep"], "image_id"]
-    quality[rejected.iloc[:15]] = np.nan
-    quality = quality.drop(rejected.iloc[15:])
-    splits = split_varying(images, quality, 0, shares=[0])
-    assert splits.notes == ["20 images left out: not scored by all metrics"]
-    assert not set(rejected) & set(splits.table["image_id"])
-    quality[images.loc[images["label"] == "b", "image_id"]] = np.nan
-    with pytest.raises(UsageError, match="no scored image to train on of b"):
-        split_varying(images, quality, 0)
+    quality[images.loc[images["status"] != "ok", "image_id"]] = np.nan
+    for test_on in ("high", "all"):
+        splits = split_quality(images, 4, test_on=test_on)
+        pd.testing.assert_frame_equal(
+            splits.table, split_quality(lacking, 4, test_on=test_on).table
+        )
+        assert splits.num_unusable == 5
+    splits = split_varying(images, quality, 4)
+    pd.testing.assert_frame_equal(splits.table, split_varying(lacking, quality, 4).table)
+    assert splits.num_unusable == 5
+    assert splits.notes == [
+        "5 images left out: without a score of every voter (5 undefined)",
+    ]
 
 
 @pytest.mark.parametrize("shares", [[], [-10], [0, 100]])

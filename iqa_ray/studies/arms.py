@@ -18,7 +18,7 @@ from iqa_ray.decoding import DEFAULT_MAX_PIXELS, hash_content
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import Location, locate
 from iqa_ray.progress import log
-from iqa_ray.scores import read_scores
+from iqa_ray.scores import scores_frame
 from iqa_ray.store import Workspace
 from iqa_ray.studies.splits import Splits
 from iqa_ray.train_job import TrainingJob
@@ -90,8 +90,8 @@ class Candidates:
     """The images of a study.
 
     Attributes:
-        frame: one row an image: image_id, path, label, content_hash, keep, and a column of scores
-            a voting metric.
+        frame: one row an image: image_id, path, label, content_hash, status, keep, and a column of
+            scores a voting metric.
         metrics: those that voted.
         options: of the data set's URI.
         max_pixels: larger images are not decoded.
@@ -107,25 +107,60 @@ def read_candidates(workspace: Workspace) -> Candidates:
     """Read the selection with the content hashes of its images.
 
     Raises:
-        UsageError: there is none, or it was made from other images than the workspace holds now.
+        UsageError: there is none, or it was made from other images, labels or scores than the
+            workspace holds now.
     """
     images = workspace.read_table("images.parquet", "score IMAGES")
-    frame = workspace.read_table("selection.parquet", "select").to_pandas()
-    if set(frame["image_id"]) != set(images.column("image_id").to_pylist()):
+    selection = workspace.read_table("selection.parquet", "select").to_pandas()
+    if set(selection["image_id"]) != set(images.column("image_id").to_pylist()):
         raise UsageError(
             f"{workspace}/selection.parquet was made from other images than images.parquet lists: "
             f"run `iqa-ray select --workspace {workspace}` again"
         )
-    metrics = tuple(name.removeprefix("low_") for name in frame if name.startswith("low_"))
-    hashes = read_scores(workspace, metrics[0]).select(["image_id", "content_hash"]).to_pandas()
-    frame = frame.merge(hashes, on="image_id", how="left")
+    metrics = tuple(name.removeprefix("low_") for name in selection if name.startswith("low_"))
+    frame = scores_frame(workspace, metrics)
+    selection = selection.set_index("image_id").loc[frame["image_id"]].reset_index()
+    _check_selection(workspace, selection, frame, metrics)
+    frame["keep"] = selection["keep"]
     record = workspace.read_record("images.parquet") or {}
     return Candidates(
-        frame[["image_id", "path", "label", "content_hash", "keep", *metrics]],
+        frame[["image_id", "path", "label", "content_hash", "status", "keep", *metrics]],
         metrics,
         locate(record.get("images", "")).options,
         int(record.get("max_pixels", DEFAULT_MAX_PIXELS)),
     )
+
+
+def _check_selection(
+    workspace: Workspace, selection: pd.DataFrame, present: pd.DataFrame, metrics: Sequence[str]
+) -> None:
+    """Refuse a selection that was made from other labels or scores than the present ones.
+
+    Args:
+        workspace: where both come from.
+        selection: with the present rows' images, in their order.
+        present: what `scores_frame` returns.
+        metrics: those that voted.
+
+    Raises:
+        UsageError: names an image and the commands to run.
+    """
+    for name in ("label", *metrics):
+        before, now = selection[name], present[name]
+        differs = (before != now) & ~(before.isna() & now.isna())
+        if not differs.any():
+            continue
+        commands = f"`iqa-ray select --workspace {workspace}`"
+        if name in metrics and now[differs].isna().any():
+            commands = (
+                f"`iqa-ray score IMAGES --workspace {workspace} --metrics {','.join(metrics)}`, "
+                f"then {commands}"
+            )
+        what = "labels" if name == "label" else f"{name} scores"
+        raise UsageError(
+            f"{workspace}/selection.parquet was made from other {what} of {differs.sum():,} "
+            f"images, such as {present['path'][differs].iloc[0]!r}: run {commands} again"
+        )
 
 
 def train_arms(
@@ -182,7 +217,8 @@ def _train_missing(
     for name in backbones:
         path = find_weights(name, job.weights)
         weights[name] = path.read_bytes() if path else None
-    pool = splits.drop_duplicates("image_id").reset_index(drop=True)
+    hashes = candidates.frame[["image_id", "content_hash"]]
+    pool = splits.drop_duplicates("image_id").merge(hashes, on="image_id", how="left")
     classes, targets = np.unique(pool["label"].to_numpy(str), return_inverse=True)
     runs = _make_runs(job, backbones, splits, pool, candidates, weights)
     files = RunFiles(place)
@@ -195,6 +231,7 @@ def _train_missing(
     if todo:
         material = Material(
             paths=pool["path"].tolist(),
+            content_hashes=pool["content_hash"].tolist(),
             targets=targets.astype(np.int64),
             num_classes=len(classes),
             weights=weights,
@@ -245,7 +282,7 @@ def _make_runs(
     from iqa_ray.training.runs import Run
 
     place_of = pd.Series(pool.index, index=pool["image_id"])
-    hashes = candidates.frame.set_index("image_id")["content_hash"]
+    hashes = pool.set_index("image_id")["content_hash"]
     settings = {
         name: getattr(job, name)
         for name in ("weights", "epochs", "image_size", "batch_size", "lr", "freeze_backbone",
@@ -305,6 +342,7 @@ def summarise_study(
         **{f"num_{part}": int(sizes[part]) for part in ("train", "validation", "test")},
         "num_classes": int(splits.table["label"].nunique()),
         "num_runs": len(runs),
+        "num_unusable": splits.num_unusable,
         "notes": splits.notes,
         "text": text,
         "workspace": str(workspace),

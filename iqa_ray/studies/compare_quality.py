@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 from pydantic import Field, field_validator
 
 from iqa_ray.errors import UsageError
-from iqa_ray.holdout import find_same_images
 from iqa_ray.images import list_images
+from iqa_ray.progress import log
 from iqa_ray.store import Workspace
 from iqa_ray.studies.arms import (
     ArmsJob,
@@ -25,6 +26,7 @@ from iqa_ray.studies.arms import (
 from iqa_ray.studies.splits import Splits, split_quality
 from iqa_ray.studies.statistics import compare_arms, format_comparison, summarise_arms
 from iqa_ray.train_job import BackboneName
+from iqa_ray.training.pixels import load_pixels
 
 FOLDER = "comparisons/quality"
 
@@ -64,7 +66,11 @@ def run_compare(job: CompareJob) -> dict[str, Any]:
     start_s = time.monotonic()
     workspace = Workspace(job.workspace)
     candidates = read_candidates(workspace)
-    splits, candidates = _split(workspace, candidates, job)
+    if job.test_on in ("high", "all"):
+        test_on: Any = job.test_on
+        splits = split_quality(candidates.frame, job.split_seed, job.num_train, test_on)
+    else:
+        splits, candidates = _split_with_others(candidates, job)
     runs = train_arms(workspace, "compare", FOLDER, job, job.backbones, splits, candidates)
     summary, comparison = summarise_arms(runs), compare_arms(runs)
     workspace.write_frame(f"{FOLDER}/summary.parquet", summary.merge(comparison, on="backbone"))
@@ -76,24 +82,16 @@ def run_compare(job: CompareJob) -> dict[str, Any]:
     }
 
 
-def _split(
-    workspace: Workspace, candidates: Candidates, job: CompareJob
-) -> tuple[Splits, Candidates]:
-    """Split the candidates; images of another test set join them, and their copies leave."""
-    if job.test_on in ("high", "all"):
-        test_on: Any = job.test_on
-        return split_quality(candidates.frame, job.split_seed, job.num_train, test_on), candidates
-    listing = list_images(job.test_on)
-    if listing.root.options != candidates.options:
-        raise UsageError(f"--test-on {job.test_on}: must be reached by the same options of its URI")
-    others = listing.table.to_pandas()
-    images = workspace.read_table("images.parquet", "score IMAGES")
-    same = find_same_images(images, candidates.options, listing.table, listing.root.options)
+def _split_with_others(candidates: Candidates, job: CompareJob) -> tuple[Splits, Candidates]:
+    """Split the candidates; the images of another test set join them, and their copies leave."""
+    others, num_unusable = _read_others(candidates, job.test_on)
     frame, notes = candidates.frame, []
-    copies = set(images.filter(pa.array(same)).column("image_id").to_pylist())
-    if copies:
-        notes.append(f"{len(copies)} images left out: they are also in --test-on")
-        frame = frame[~frame["image_id"].isin(copies)]
+    if num_unusable:
+        notes.append(f"{num_unusable} test images left out: they cannot be decoded")
+    is_copy = frame["content_hash"].isin(others["content_hash"])
+    if is_copy.any():
+        notes.append(f"{is_copy.sum()} images left out: they are also in --test-on")
+        frame = frame[~is_copy]
     splits = split_quality(frame, job.split_seed, job.num_train)
     known = others["label"].isin(splits.table["label"])
     if not known.any():
@@ -107,17 +105,42 @@ def _split(
             f"{(~known).sum()} test images left out: of labels that are not trained "
             f"({', '.join(unknown[:5])})"
         )
-    others = others[known].assign(image_id="test/" + others["image_id"], keep=True)
-    # nobody has read them yet: a changed file is another one by its size or time
-    changed = others["size_bytes"].astype(str) + " " + others["mtime_ns"].astype(str)
-    others = others.assign(content_hash=others["image_id"] + " " + changed)
-    columns = ["image_id", "path", "label"]
+    others = others[known]
     parts = splits.table[splits.table["part"] != "test"]
+    columns = ["image_id", "path", "label"]
     tests = [others[columns].assign(arm=arm, part="test") for arm in parts["arm"].unique()]
     table = pd.concat([parts, *tests], ignore_index=True)
-    merged = pd.concat([frame, others[[*columns, "content_hash", "keep"]]], ignore_index=True)
-    joined = Candidates(merged, candidates.metrics, candidates.options, candidates.max_pixels)
-    return Splits(table, [*notes, *splits.notes]), joined
+    joined = replace(candidates, frame=pd.concat([frame, others], ignore_index=True))
+    return Splits(table, [*notes, *splits.notes], splits.num_unusable + num_unusable), joined
+
+
+def _read_others(candidates: Candidates, test_on: str) -> tuple[pd.DataFrame, int]:
+    """The images of another test set that can be decoded, and how many cannot.
+
+    Nobody has read them yet: which ones can be tested, and what they hold, must be known before
+    the runs get their keys.
+
+    Returns:
+        One row an image: image_id, path, label, content_hash; and the number of those left out.
+
+    Raises:
+        UsageError: there are none, or they lie elsewhere than where the candidates' URI leads to.
+    """
+    listing = list_images(test_on)
+    if listing.root.options != candidates.options:
+        raise UsageError(f"--test-on {test_on}: must be reached by the same options of its URI")
+    others = listing.table.select(["image_id", "path", "label"]).to_pandas()
+    log(f"decoding {len(others):,} images of --test-on")
+    # scaled to one pixel: only the hashes are needed
+    _, hashes = load_pixels(
+        others["path"].tolist(), 1, candidates.max_pixels, candidates.options, os.cpu_count() or 1
+    )
+    others["content_hash"] = hashes
+    others["image_id"] = "test/" + others["image_id"]
+    readable = others[others["content_hash"].notna()]
+    if readable.empty:
+        raise UsageError(f"--test-on {test_on}: none of its images can be decoded")
+    return readable, len(others) - len(readable)
 
 
 def describe_compare(summary: dict[str, Any]) -> str:

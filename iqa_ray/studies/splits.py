@@ -34,10 +34,13 @@ class Splits:
         table: one row an arm and image: arm, part (`train`, `validation` or `test`), image_id,
             path, label. The rows of validation and test are repeated for each arm.
         notes: what was left out, and why, in plain words.
+        num_unusable: images left out because a voter has no score of them or they cannot be
+            decoded.
     """
 
     table: pd.DataFrame
     notes: list[str]
+    num_unusable: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class _Parts:
         validation, test: shared by all arms.
         train: the high-quality images outside the two.
         pool: all images outside the two.
+        notes, num_unusable: as in `Splits`.
     """
 
     validation: pd.DataFrame
@@ -55,6 +59,7 @@ class _Parts:
     train: pd.DataFrame
     pool: pd.DataFrame
     notes: list[str]
+    num_unusable: int
 
 
 def split_quality(
@@ -67,8 +72,9 @@ def split_quality(
     one of each class, so that no class of the test part is unknown to it, then at random.
 
     Args:
-        images: one row an image: image_id (unique), path, label, content_hash, keep (whether it is
-            of high quality). Rows without a label or a hash, copies under different labels, and
+        images: one row an image: image_id (unique), path, label, content_hash, status, keep
+            (whether it is of high quality). Rows with another status than `ok` (such as an image
+            that cannot be decoded), rows without a label, copies under different labels, and
             classes of fewer than ten different high-quality images are left out, with a note.
         seed: of the draws.
         num_train: training images of each arm; by default as many as the high-quality arm can have.
@@ -87,7 +93,8 @@ def split_quality(
     notes = list(parts.notes)
     if parts.pool["keep"].all():
         notes.append("no rejected image is left to train on: both arms draw from the same images")
-    return Splits(_assemble({"high": high, "all": everything}, parts, images), notes)
+    table = _assemble({"high": high, "all": everything}, parts, images)
+    return Splits(table, notes, parts.num_unusable)
 
 
 def split_varying(
@@ -100,13 +107,14 @@ def split_varying(
     """Split into one arm a share of removed images (paper 000, section 3.3).
 
     Validation and test are those of `split_quality` with the same seed. For a share p, n / (1 - p)
-    of the other scored images are drawn and the lowest p removed, which leaves n. A draw holds
+    of the other images are drawn and the lowest p removed, which leaves n. A draw holds
     those of all smaller shares. The best image of a class is spared where the class would vanish
     with it; a note says so.
 
     Args:
         images: as for `split_quality`.
-        quality: by image_id, higher is better, NaN without (what `rank_quality` returns).
+        quality: by image_id, higher is better (what `rank_quality` returns); of each image whose
+            status is `ok`.
         seed: of the draws.
         num_train: n; by default the largest for which the images suffice at the largest share.
         shares: per cent, each at least 0 and below 100.
@@ -115,24 +123,19 @@ def split_varying(
         The arms `removed-<share>`, in the order of `shares`.
 
     Raises:
-        UsageError: a share is out of range, a class of the test part has no scored image to train
-            on, or as for `split_quality`.
+        UsageError: a share is out of range, or as for `split_quality`.
     """
     if not shares or not all(0 <= share < 100 for share in shares):
         raise UsageError(f"shares {list(shares)}: give per cents of at least 0 and below 100")
     rng = np.random.default_rng(seed)
     parts = _draw_parts(images, rng, "high")
     pool = parts.pool.assign(quality=parts.pool["image_id"].map(quality).astype("float64"))
-    scored = pool.dropna(subset=["quality"])
+    assert pool["quality"].notna().all(), "an image whose status is ok has a quality"
     notes = list(parts.notes)
-    if len(scored) < len(pool):
-        notes.append(f"{len(pool) - len(scored)} images left out: not scored by all metrics")
-    if unknown := sorted(set(parts.test["label"]) - set(scored["label"])):
-        raise UsageError(f"no scored image to train on of {_name_some(unknown)}: score them first")
-    sizes = range(len(scored) + 1)
-    most = max(size for size in sizes if _size_draw(size, max(shares)) <= len(scored))
+    sizes = range(len(pool) + 1)
+    most = max(size for size in sizes if _size_draw(size, max(shares)) <= len(pool))
     size = _check_size(num_train, most, parts.test["label"].nunique())
-    draws = _lead_with_classes(_shuffle(scored, rng))
+    draws = _lead_with_classes(_shuffle(pool, rng))
     arms = {}
     for share in shares:
         drawn = draws.head(_size_draw(size, share))
@@ -142,7 +145,7 @@ def split_varying(
         if spared:
             notes.append(f"{share}% removed: the best image of {_name_some(spared)} was spared")
         arms[f"{REMOVED}{share}"] = kept
-    return Splits(_assemble(arms, parts, images), notes)
+    return Splits(_assemble(arms, parts, images), notes, parts.num_unusable)
 
 
 def rank_quality(scores: pd.DataFrame, higher_is_better: Mapping[str, bool]) -> pd.Series[float]:
@@ -182,16 +185,21 @@ def find_leaks(
     return leaks
 
 
-def _admit(images: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """The images that can take part, by id, and notes on those that cannot."""
+def _admit(images: pd.DataFrame) -> tuple[pd.DataFrame, list[str], int]:
+    """The images that can take part, by id, notes on the others, and how many are unusable."""
     assert images["image_id"].is_unique
     images = images.reset_index(drop=True).sort_values("image_id", ignore_index=True)
     notes = []
-    for column, name in (("label", "label"), ("content_hash", "content hash (not read)")):
-        missing = images[column].isna() | (images[column] == "")
-        if missing.any():
-            notes.append(f"{missing.sum()} images left out: without a {name}")
-        images = images[~missing]
+    unusable = images.loc[images["status"] != "ok", "status"].value_counts().sort_index()
+    num_unusable = int(unusable.sum())
+    if num_unusable:
+        reasons = ", ".join(f"{count} {status}" for status, count in unusable.items())
+        notes.append(f"{num_unusable} images left out: without a score of every voter ({reasons})")
+    images = images[images["status"] == "ok"]
+    unlabelled = images["label"].isna() | (images["label"] == "")
+    if unlabelled.any():
+        notes.append(f"{unlabelled.sum()} images left out: without a label")
+    images = images[~unlabelled]
     torn = images.groupby("content_hash")["label"].transform("nunique") > 1
     if torn.any():
         labels = _name_some(sorted(set(images.loc[torn, "label"])))
@@ -209,11 +217,11 @@ def _admit(images: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             "needed: add labelled images, or select with a milder rule"
             + "".join(f"; {note}" for note in notes)
         )
-    return images[images["label"].map(counts) >= SMALLEST_CLASS], notes
+    return images[images["label"].map(counts) >= SMALLEST_CLASS], notes, num_unusable
 
 
 def _draw_parts(images: pd.DataFrame, rng: np.random.Generator, test_on: TestOn) -> _Parts:
-    admitted, notes = _admit(images)
+    admitted, notes, num_unusable = _admit(images)
     high = admitted[admitted["keep"]]
     test, validation = _draw_tenths(high, 2, rng)
     tested = high
@@ -228,6 +236,7 @@ def _draw_parts(images: pd.DataFrame, rng: np.random.Generator, test_on: TestOn)
         train=admitted[outside & admitted["keep"]],
         pool=admitted[outside],
         notes=notes,
+        num_unusable=num_unusable,
     )
 
 

@@ -33,6 +33,7 @@ class Material:
 
     Attributes:
         paths: of the images; runs refer to them by place.
+        content_hashes: of each image, what its file must hold.
         targets: (N,) their class indices.
         num_classes: of the comparison.
         weights: of each backbone, the content of the file with its initial weights, if any.
@@ -42,6 +43,7 @@ class Material:
     """
 
     paths: list[str]
+    content_hashes: list[str]
     targets: NDArray[np.int64]
     num_classes: int
     weights: dict[str, bytes | None]
@@ -57,44 +59,74 @@ class Shared:
     Attributes:
         material: less the weights.
         weights: of each backbone.
-        chunks: of each node, its images.
+        chunks: of each node, its images: pixels and content hashes, as `load_pixels` returns them,
+            one pair a chunk.
         features: of each backbone where it is frozen, in pieces.
     """
 
     material: Material
     weights: dict[str, Any]
-    chunks: dict[str, list[Any]]
+    chunks: dict[str, list[list[Any]]]
     features: dict[str, list[Any]]
 
     def open_images(self) -> ChunkedImages:
-        """The images, without a copy where this node has them."""
+        """The images, without a copy where this node has them.
+
+        Raises:
+            IncompleteError: they are not those that they should be. The driver has looked, but Ray
+                reads them again where the node that held them was lost.
+        """
         here = ray.get_runtime_context().get_node_id()
         chunks = self.chunks.get(here) or next(iter(self.chunks.values()))
-        return ChunkedImages(ray.get(chunks))
+        hashes = [value for _, found in chunks for value in ray.get(found)]
+        check_contents(self.material, hashes)
+        return ChunkedImages(ray.get([pixels for pixels, _ in chunks]))
 
     def open_features(self, backbone: str) -> Tensor:
         """(N, F) features of all images."""
         return torch.from_numpy(np.concatenate(ray.get(self.features[backbone])))
 
 
-def load_on_nodes(
-    material: Material, resources: Resources, on_event: Callable[[dict[str, Any]], None]
-) -> dict[str, list[Any]]:
-    """Decode all images on every node that has room for a run.
+def check_contents(material: Material, hashes: Sequence[str | None]) -> None:
+    """Hold content hashes of loaded images against those that they should have.
+
+    Args:
+        material: the images.
+        hashes: of each, as `load_pixels` returns them.
 
     Raises:
-        IncompleteError: some can no longer be read.
+        IncompleteError: some differ, or were not read.
+    """
+    rows = zip(material.paths, material.content_hashes, hashes, strict=True)
+    wrong = [(path, found) for path, expected, found in rows if found != expected]
+    if wrong:
+        path, found = wrong[0]
+        reason = "has changed" if found else "cannot be read any more"
+        raise IncompleteError(
+            f"{len(wrong):,} images are no longer what was scored (such as {path!r}, which "
+            f"{reason}): run `iqa-ray score`, `iqa-ray select` and this command again"
+        )
+
+
+def load_on_nodes(
+    material: Material, resources: Resources, on_event: Callable[[dict[str, Any]], None]
+) -> dict[str, list[list[Any]]]:
+    """Decode all images on every node that has room for a run.
+
+    Returns:
+        What `Shared.chunks` holds.
+
+    Raises:
+        IncompleteError: some have changed or can no longer be read.
     """
     nodes = list_nodes_with_room(resources)
     decode: Any = ray.remote(load_pixels)
-    starts = range(0, len(material.paths), _CHUNK_SIZE)
-    chunks: dict[str, list[Any]] = {}
-    references = []
+    chunks: dict[str, list[list[Any]]] = {}
     for node in nodes:
         # elsewhere if the node is lost: its images are then made anew
         strategy = NodeAffinitySchedulingStrategy(node, soft=True)
         place = decode.options(scheduling_strategy=strategy, num_returns=2)
-        pairs = [
+        chunks[node] = [
             place.remote(
                 material.paths[start : start + _CHUNK_SIZE],
                 material.image_size,
@@ -102,23 +134,17 @@ def load_on_nodes(
                 material.options,
                 1,
             )
-            for start in starts
+            for start in range(0, len(material.paths), _CHUNK_SIZE)
         ]
-        chunks[node] = [pixels for pixels, _ in pairs]
-        references += [hashes for _, hashes in pairs]
-    lost: set[str] = set()
     num_done = 0
-    for number, reference in enumerate(references):
-        hashes = ray.get(reference)
-        start = starts[number % len(starts)]
-        lost |= {material.paths[start + row] for row, found in enumerate(hashes) if not found}
-        num_done += len(hashes)
-        on_event({"decoded": num_done, "of": len(material.paths) * len(nodes)})
-    if lost:
-        raise IncompleteError(
-            f"{len(lost):,} images cannot be read any more, such as {min(lost)!r}: run `iqa-ray "
-            "score` and `select` again"
-        )
+    for pairs in chunks.values():
+        hashes: list[str | None] = []
+        for _, reference in pairs:
+            found = ray.get(reference)
+            hashes += found
+            num_done += len(found)
+            on_event({"decoded": num_done, "of": len(material.paths) * len(nodes)})
+        check_contents(material, hashes)
     return chunks
 
 
