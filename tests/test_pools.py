@@ -120,7 +120,7 @@ def test_capacity():
         ([{}, {"CPU": 8}], 8, (8, 0)),  # a head without CPUs
         ([{}], 0, (1, 0)),  # an autoscaler may bring one
         ([{"CPU": 64}, {"CPU": 8, "GPU": 2}], 72, (4, 1)),
-        ([{"CPU": 8}, {"GPU": 2}], 8, (4, 0)),  # cards without a CPU beside them
+        ([{"CPU": 8}, {"GPU": 2}], 8, (8, 0)),  # cards without a CPU beside them
     ],
 )
 def test_a_single_worker_asks_for_what_some_node_has(monkeypatch, nodes, free_cpus, expected):

@@ -2,8 +2,8 @@
 
 For each metric, the densities of the scores of correctly and of incorrectly classified images
 are estimated with Gaussian kernels. Where the curves cross between the two medians, an image is
-as likely to come from either; that score is the metric's cut-off. Smith et al. take
-where the curves cross; kernels, weights, medians and the choice among crossings are ours.
+as likely to come from either; that score is the metric's cut-off. Smith et al. take where the
+curves cross; kernels, weights, medians and the choice among crossings are ours.
 
 Everything here works on *oriented* scores (higher is better) and gives values back in the
 metric's own direction.
