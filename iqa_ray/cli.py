@@ -69,7 +69,7 @@ COMMANDS = {
         "learn each metric's cut-off from right and wrong predictions",
         "iqa-ray cutoffs --workspace ws\n"
         "iqa-ray cutoffs --workspace ws --metrics lapm,wavs --weighting prior\n"
-        "iqa-ray cutoffs --workspace ws --metrics wavs --cutoff lapm=0.206",
+        "iqa-ray cutoffs --workspace ws --metrics wavs --cutoff lapm=2.6",
     ),
     "select": Command(
         "iqa_ray.selection.jobs", "SelectJob", "run_select", "describe_selection",

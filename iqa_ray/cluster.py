@@ -7,9 +7,11 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node
 
 from iqa_ray.capacity import Resources, describe_amounts, has_labels, room_on
 from iqa_ray.errors import IncompleteError, UsageError
@@ -98,6 +100,11 @@ def list_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, float]
     return [node["Resources"] for node in _find_nodes(labels or {})]
 
 
+def list_free_nodes() -> list[dict[str, float]]:
+    """What nobody uses now of each node that is up."""
+    return list(available_resources_per_node().values())
+
+
 def list_nodes_with_room(resources: Resources) -> list[str]:
     """The ids of those nodes that could hold an actor with such resources."""
     nodes = _find_nodes(resources.placement.labels)
@@ -114,14 +121,21 @@ def count_gpus() -> float:
     return float(ray.cluster_resources().get("GPU", 0.0))
 
 
+def prefer_gpu(resources: Resources) -> Resources:
+    """`resources` and a GPU, where a node that is up has room for both."""
+    with_gpu = replace(resources, num_gpus=1.0)
+    return with_gpu if list_nodes_with_room(with_gpu) else resources
+
+
 def plan_single_worker() -> Resources:
     """What one worker may ask for and be sure of a place: as many CPUs as it can have, and a GPU.
 
     Without GPUs that is an even share of the free CPUs, since some node has at least as many free;
-    with them, a GPU and its even share of its node's CPUs. PyTorch takes a thread a CPU.
+    with them, a GPU and its even share of its node's CPUs (of a node that has any). PyTorch takes a
+    thread a CPU.
     """
     nodes = list_nodes()
-    with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
+    with_gpu = [node for node in nodes if room_on(node, Resources(1.0, 1.0))]
     if with_gpu:
         share = min(node.get("CPU", 0) / node["GPU"] for node in with_gpu)
     else:

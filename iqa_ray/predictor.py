@@ -95,7 +95,7 @@ def predict_missing(
     columns = images.select(["image_id", "path"])
     pieces = [rows[start : start + _SHARD_SIZE] for start in range(0, len(rows), _SHARD_SIZE)]
     shards = [(columns.take(piece), fingerprints[piece]) for piece in pieces]
-    resources = Resources(num_cpus=1.0, num_gpus=min(1.0, cluster.count_gpus()))
+    resources = cluster.prefer_gpu(Resources(num_cpus=1.0))
     num_actors = cluster.count_actors(num_actors, resources, len(shards))
     make = partial(ShardPredictor, str(workspace), key, options, max_pixels)
     with Progress(len(rows), "predict") as progress:

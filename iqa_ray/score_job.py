@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from iqa_ray.capacity import Placement
+from iqa_ray.capacity import Placement, check_share
 from iqa_ray.config import WorkspaceJob, positional
 from iqa_ray.decoding import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS
 from iqa_ray.images import LabelMode
@@ -97,6 +97,8 @@ class ScoringJob(WorkspaceJob):
             {name: value for name, value in pairs if isinstance(value, str)},
         )
 
+    _share = field_validator("gpus_per_actor")(check_share)
+
     @field_validator("metrics")
     @classmethod
     def _check_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -110,13 +112,6 @@ class ScoringJob(WorkspaceJob):
     @classmethod
     def _resolve_weights(cls, folder: str | None) -> str | None:
         return resolve_folder(folder)  # here, since the run's record should have it
-
-    @field_validator("gpus_per_actor")
-    @classmethod
-    def _check_gpus(cls, share: float | None) -> float | None:
-        if share is not None and share > 1:
-            raise ValueError("a model runs on one GPU at most")
-        return share
 
     @field_validator("resources", mode="before")
     @classmethod

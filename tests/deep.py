@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import socketserver
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,22 @@ def serve(folder: Path) -> Iterator[tuple[str, list[str]]]:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def answer(data: bytes) -> Iterator[str]:
+    """A server that answers every request with `data`, whatever that is, and hangs up."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1 << 16)
+            self.request.sendall(data)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 
 

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import optimize, stats
 
+from iqa_ray import metrics
+from iqa_ray.cli import COMMANDS
+from iqa_ray.data.dotcodes import make_dataset
 from iqa_ray.selection.cutoffs import Cutoff, fit_cutoff, measure_separation
+from iqa_ray.selection.jobs import CutoffsJob
 
 
 def normal_sample(mean: float, deviation: float, size: int) -> np.ndarray:
@@ -107,6 +114,54 @@ def test_two_crossings_are_reported_and_the_one_between_the_medians_is_taken():
     assert len(cutoff.crossings) == 2
     assert cutoff.value == cutoff.crossings[0]
     assert 3 < cutoff.value < 4
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+@pytest.mark.parametrize(
+    ("wrong_high", "right_low", "best"),
+    [
+        (0.35, 0.1, 5.0),  # at 1 it parts 0.65 from 0, at 5 all from 0.1
+        (0.1, 0.35, 1.0),
+    ],
+)
+def test_the_best_of_several_crossings_is_taken(wrong_high, right_low, best, higher_is_better):
+    """Wrong, right, wrong, right as quality rises, all between the medians at 0 and 6."""
+
+    def mix(low: float, high: float, share_high: float) -> np.ndarray:
+        num_high = round(1000 * share_high)
+        return np.concatenate(
+            [normal_sample(low, 0.4, 1000 - num_high), normal_sample(high, 0.4, num_high)]
+        )
+
+    right, wrong = mix(2, 6, 1 - right_low), mix(0, 4, wrong_high)
+    sign = 1 if higher_is_better else -1
+    scores, correct = join(right, wrong)
+    cutoff = fit_cutoff(sign * scores, correct, higher_is_better, bandwidth=0.1, num_resamples=20)
+    crossings = sorted(sign * crossing for crossing in cutoff.crossings)
+    medians = {name: sign * value for name, value in cutoff.medians.items()}
+    assert medians["incorrect"] < crossings[0] < crossings[-1] < medians["correct"]
+    assert crossings == pytest.approx([1, 3, 5], abs=0.5)
+    parted = [(wrong < crossing).mean() - (right < crossing).mean() for crossing in crossings]
+    assert sign * cutoff.value == crossings[int(np.argmax(parted))]
+    assert sign * cutoff.value == pytest.approx(best, abs=0.5)
+
+
+def test_cutoffs_of_the_examples_mean_something_for_the_demo_s_images(tmp_path):
+    """Some are low and some are not; of the same images at half the size they part others."""
+    texts = [COMMANDS["cutoffs"].examples, CutoffsJob.model_fields["cutoff"].description]
+    texts.append(Path(__file__).parents[1].joinpath("README.md").read_text())
+    values = {match for text in texts for match in re.findall(r"(?<=lapm=)[\d.]*\d", text)}
+    assert len(values) == 1
+    cutoff = Cutoff(float(values.pop()), "higher_is_better", source="manual")
+    lapm = metrics.create("lapm")
+    scores, halves = [], []
+    for path in make_dataset(tmp_path, num_images=40)["path"]:
+        with Image.open(tmp_path / path) as image:
+            scores.append(lapm(np.asarray(image.convert("RGB"))))
+            halves.append(lapm(np.asarray(image.convert("RGB").reduce(2))))
+    assert 0.2 < cutoff.is_low(np.array(scores)).mean() < 0.8
+    assert not (np.array(scores) < 0.206).any()  # the paper's, on another scale
+    assert np.median(halves) > 1.8 * np.median(scores)
 
 
 def test_the_bootstrap_interval_covers_the_truth():

@@ -20,7 +20,7 @@ from iqa_ray.capacity import Resources
 from iqa_ray.decoding import hash_content
 from iqa_ray.errors import IncompleteError
 from iqa_ray.files import locate
-from iqa_ray.training import sharing
+from iqa_ray.training import lanes, sharing
 from iqa_ray.training.inputs import ChunkedImages
 from iqa_ray.training.lanes import plan_lanes, train_runs
 from iqa_ray.training.loop import Recipe
@@ -212,6 +212,26 @@ def test_room_is_what_the_nodes_have():
         plan_lanes(None, 64.0)
     with pytest.raises(IncompleteError, match="needs 1 CPUs and 0.2 GPUs, and no node"):
         plan_lanes(0.2, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("free", "room"), [([2.0], 4), ([2.0, 2.0], 8), ([0.6, 0.6], 2), ([0.3, 0.3], 0)]
+)
+def test_fractions_of_gpus_stay_on_a_card(monkeypatch, free, room):
+    """Five runs with 0.4 each would never start on two cards, though their sum is two."""
+    nodes = [{"CPU": 8.0, "GPU": 2.0} for _ in free]
+    monkeypatch.setattr(lanes, "list_nodes", lambda: nodes)
+    monkeypatch.setattr(
+        lanes, "list_free_nodes", lambda: [{"CPU": 8.0, "GPU": gpus} for gpus in free]
+    )
+    monkeypatch.setattr(lanes, "_SETTLE_S", 0.0)
+    if not room:
+        with pytest.raises(IncompleteError, match="others use all of the cluster now"):
+            plan_lanes(0.4, 1.0)
+        return
+    resources, number = plan_lanes(0.4, 1.0)
+    assert number == room
+    assert 0.4 < resources.num_gpus <= 0.5  # see `raise_share`
 
 
 def test_room_that_others_use():

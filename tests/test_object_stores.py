@@ -3,10 +3,12 @@ with requests that fail, are refused or are never answered."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -159,6 +161,42 @@ def test_a_server_that_never_answers_is_given_up(server, impatient):
         read_bytes(file)
     assert time.monotonic() - start_s < GUARD_S
     assert len(server.faults) == 1 + 1
+
+
+def test_a_silent_server_is_given_up_after_as_long_as_is_said(server, impatient):
+    """A second each of two requests here; by itself the client would wait three."""
+    file = locate(server.uri("single/mute") + "&region=eu-west-2")  # one that is not open yet
+    server.rule = lambda request: "hang"
+    start_s = time.monotonic()
+    with pytest.raises(UnansweredError):
+        read_bytes(file)
+    assert 2 - 0.1 < time.monotonic() - start_s < 5
+
+
+def test_a_server_that_takes_no_connection_is_given_up_as_soon(impatient, monkeypatch):
+    monkeypatch.setattr(object_stores, "_CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(object_stores, "_SILENCE_TIMEOUT_S", 50.0)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        address = listener.getsockname()
+        for _ in range(3):  # the queue is full: who comes next is not answered
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(address)
+        options = f"endpoint_override={address[0]}:{address[1]}&scheme=http"
+        start_s = time.monotonic()
+        with pytest.raises(UnansweredError):
+            read_bytes(locate(f"s3://bucket/x?{options}"))
+        assert 2 * 0.3 - 0.1 < time.monotonic() - start_s < 2 * 1.0
+
+
+def test_the_documented_times_are_those_of_the_settings():
+    """README: ten requests in all, a silence of 10 s, with waits of 13 s together: two minutes."""
+    num_requests = object_stores._NUM_RETRIES + 1
+    assert (num_requests, object_stores._SILENCE_TIMEOUT_S, object_stores._GS_RETRIES_S) == (
+        10, 10.0, 60,
+    )  # fmt: skip
+    assert num_requests * object_stores._SILENCE_TIMEOUT_S + 13 < 120
 
 
 def test_a_refusal_is_not_repeated(server):

@@ -1,4 +1,4 @@
-"""Actors of deep metrics on the nodes that `--resources` asks for, on a cluster of two nodes."""
+"""What is planned for a cluster of several nodes is what Ray finds places for there."""
 
 from __future__ import annotations
 
@@ -61,6 +61,62 @@ def score_on_two_nodes(photos: str, weights: str, folder: Path) -> dict[str, Any
     return found
 
 
+def place_on_cards() -> dict[str, Any]:
+    """In a process of its own: how many of the planned workers and actors get their GPUs at once.
+
+    There are two nodes with two cards each, and one with a card and no CPU.
+    """
+    import ray
+    from ray.cluster_utils import Cluster
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    from iqa_ray.capacity import Placement, share_nodes
+    from iqa_ray.cluster import list_nodes
+    from iqa_ray.training.lanes import plan_lanes
+
+    nodes = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 4, "num_gpus": 2, "include_dashboard": False},
+    )
+    nodes.add_node(num_cpus=4, num_gpus=2)
+    nodes.add_node(num_cpus=0, num_gpus=1)
+    ray.init(address=nodes.address, logging_level="warning", log_to_driver=False)
+    resources, num_lanes = plan_lanes(0.4, 0.5)
+    group = placement_group([{"CPU": 0.5, "GPU": resources.num_gpus}] * num_lanes)  # as Ray Train
+    found: dict[str, Any] = {"lanes": num_lanes, "all start": group.wait(30)}
+    remove_placement_group(group)
+
+    class Model:
+        def run(self) -> bool:
+            return True
+
+    for num_models in (5, 10):
+        up = list_nodes()
+        _, plan = share_nodes(up, up, num_models, True, 1.0, None, Placement())
+        asked = {"num_cpus": plan.resources.num_cpus, "num_gpus": plan.resources.num_gpus}
+        make: Any = ray.remote(Model)
+        actors = [make.options(**asked).remote() for _ in range(num_models * plan.num_actors)]
+        ready, _ = ray.wait(
+            [actor.run.remote() for actor in actors], num_returns=len(actors), timeout=60
+        )
+        found[str(num_models)] = [len(actors), len(ready)]
+        for actor in actors:
+            ray.kill(actor)
+    ray.shutdown()
+    nodes.shutdown()
+    return found
+
+
+@pytest.mark.slow
+def test_ray_finds_a_card_for_each_actor_that_is_planned():
+    result = subprocess.run(
+        [sys.executable, __file__], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found == {"lanes": 8, "all start": True, "5": [5, 5], "10": [10, 10]}
+
+
 @pytest.mark.slow
 def test_models_run_where_the_resource_or_the_label_is(image_folder, weights_folder, tmp_path):
     arguments = [str(image_folder(6)), str(weights_folder), str(tmp_path)]
@@ -80,4 +136,7 @@ def test_models_run_where_the_resource_or_the_label_is(image_folder, weights_fol
 
 
 if __name__ == "__main__":
-    print(json.dumps(score_on_two_nodes(sys.argv[1], sys.argv[2], Path(sys.argv[3]))))
+    if sys.argv[1:]:
+        print(json.dumps(score_on_two_nodes(sys.argv[1], sys.argv[2], Path(sys.argv[3]))))
+    else:
+        print(json.dumps(place_on_cards()))

@@ -120,6 +120,7 @@ def test_capacity():
         ([{}, {"CPU": 8}], 8, (8, 0)),  # a head without CPUs
         ([{}], 0, (1, 0)),  # an autoscaler may bring one
         ([{"CPU": 64}, {"CPU": 8, "GPU": 2}], 72, (4, 1)),
+        ([{"CPU": 8}, {"GPU": 2}], 8, (8, 0)),  # cards without a CPU beside them
     ],
 )
 def test_a_single_worker_asks_for_what_some_node_has(monkeypatch, nodes, free_cpus, expected):
@@ -129,6 +130,15 @@ def test_a_single_worker_asks_for_what_some_node_has(monkeypatch, nodes, free_cp
     monkeypatch.setattr(cluster.ray, "available_resources", lambda: {"CPU": free_cpus})
     room = cluster.plan_single_worker()
     assert (room.num_cpus, room.num_gpus) == expected
+
+
+@pytest.mark.parametrize(
+    ("node", "num_gpus"), [({"CPU": 2, "GPU": 1}, 1), ({"CPU": 2}, 0), ({"GPU": 4}, 0)]
+)
+def test_a_gpu_is_asked_for_where_one_can_be_had(monkeypatch, node, num_gpus):
+    nodes = [{"Alive": True, "NodeID": str(n), "Resources": r} for n, r in enumerate([{}, node])]
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes)
+    assert cluster.prefer_gpu(Resources(1.0)) == Resources(1.0, num_gpus)
 
 
 def test_connect_uses_the_ray_that_is_there():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import make_texture
-from deep import copy_in_a_process, serve
+from deep import answer, copy_in_a_process, serve
 
 from iqa_ray import metrics
 from iqa_ray.errors import UsageError
@@ -194,6 +194,29 @@ def test_a_hub_without_the_file(weights_folder, tmp_path):
     assert not list((tmp_path / "to").glob("*"))
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"junk\r\n\r\n", "BadStatusLine"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nabc", "IncompleteRead"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", "damaged"),
+        (b"", "closed connection"),
+    ],
+)
+def test_a_server_that_speaks_no_sound_http(tmp_path, monkeypatch, data, message):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node"))
+    with answer(data) as address:
+        url = f"{address}/a.pth"
+        with pytest.raises(UsageError, match=message):
+            pulling.fetch_file(url, locate(tmp_path / "to"))
+        with pytest.raises(UsageError, match=message):
+            weights.open_node_copy(weights.WeightFile("a.pth", url, 9, "0" * 64), None)
+        if b"200" not in data:
+            assert message in pulling.find_network_trouble(url)
+    assert not list((tmp_path / "to").glob("*"))
+    assert not list((tmp_path / "node").rglob("*.pth"))
+
+
 def test_neither_weights_nor_network(image_folder, tmp_path):
     """Quick, before any actor, and with what to do."""
     start_s = time.monotonic()
@@ -314,6 +337,40 @@ def test_a_lock_that_is_none(small, text):
         weights.read_lock(locate(small))
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("../x.pth", {"url": "https://host/a/resolve/main/x/../../x.pth"}),
+        ("a/../../x.pth", {"url": "https://host/a/resolve/main/../../x.pth"}),
+        ("/etc/passwd", {"url": "https://host/a/passwd"}),
+        ("", {"url": "https://host/"}),
+        ("a.pth", {"url": "https://host/b.pth"}),
+        ("a.pth", {"url": "https://host/a/resolve/main/a.pth"}),
+        ("a.pth", {"url": 5}),
+        ("a.pth", {"bytes": -1}),
+        ("a.pth", {"bytes": "9"}),
+        ("a.pth", {"bytes": True}),
+        ("a.pth", {"sha256": "../../elsewhere"}),
+        ("a.pth", {"sha256": "0" * 63}),
+        ("a.pth", {"sha256": "0" * 64 + "/.."}),
+        ("a.pth", {"sha256": 7}),
+        ("a.pth", {"more": 1}),
+    ],
+)
+def test_a_lock_cannot_point_outside_its_folder(tmp_path, name, changes):
+    def write(name, entry):
+        record = {"pyiqa": "1", "metrics": {"cnniqa": [name]}, "files": {name: entry}}
+        (tmp_path / "weights.lock").write_text(json.dumps(record))
+
+    entry = {"url": "https://host/a.pth", "bytes": 9, "sha256": "0" * 64}
+    write("a.pth", entry)
+    assert weights.read_lock(locate(tmp_path)).files["a.pth"].bytes == 9
+    write(name, {**entry, **changes})
+    with pytest.raises(UsageError, match="is not a lock: .*make it again") as caught:
+        weights.read_lock(locate(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_lock_of_another_pyiqa_is_not_believed(locked):
     """Another version may want other files: it is asked itself."""
     lock = weights.read_lock(locate(locked))
@@ -337,6 +394,20 @@ def test_copies_are_made_once(locked, tmp_path, monkeypatch):
     (locked / CNNIQA).unlink()
     assert weights.open_node_copy(entry, prepared.folder) == copy
     assert not list(copy.parent.glob("*.tmp"))
+
+
+def test_a_copy_that_was_cut_short_is_made_again(locked, tmp_path, monkeypatch):
+    """As after a power failure: the name is there, and not all of its bytes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node"))
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size))
+    (entry,) = pulling.prepare_weights(["cnniqa"], str(locked))["cnniqa"].files
+    assert synced == [entry.bytes]  # all of them are on the disk before the file has its name
+    copy = weights.open_node_copy(entry, str(locked))
+    for content in (b"", copy.read_bytes()[:1000]):
+        copy.write_bytes(content)
+        assert weights.open_node_copy(entry, str(locked)) == copy
+        assert copy.read_bytes() == (locked / CNNIQA).read_bytes()
 
 
 def test_actors_that_start_together_share_one_copy(locked, tmp_path, monkeypatch):

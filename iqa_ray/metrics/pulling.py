@@ -9,7 +9,6 @@ import threading
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from urllib.error import HTTPError, URLError
 
 import pyarrow as pa
 
@@ -18,6 +17,7 @@ from iqa_ray.files import Location, locate, one_line, write_bytes
 from iqa_ray.metrics import loading
 from iqa_ray.metrics.weights import (
     LOCK_FILE,
+    NETWORK_ERRORS,
     Lock,
     WeightFile,
     Weights,
@@ -25,6 +25,7 @@ from iqa_ray.metrics.weights import (
     cache_folder,
     default_folder,
     describe_files,
+    explain,
     find_damage,
     find_pyiqa_version,
     hash_stream,
@@ -100,20 +101,14 @@ def find_network_trouble(url: str) -> str | None:
         try:
             open_url(url).close()
             answer.append(None)
-        except OSError as error:
-            answer.append(_explain(error))
+        except NETWORK_ERRORS as error:
+            answer.append(explain(error))
 
     # looking a host's name up knows no timeout
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_PROBE_TIMEOUT_S)
     return answer[0] if answer else "no answer"
-
-
-def _explain(error: OSError) -> str:
-    if isinstance(error, URLError) and not isinstance(error, HTTPError):
-        return one_line(str(error.reason))
-    return one_line(error)
 
 
 def pull_weights(metrics: Sequence[str], folder: Location) -> Lock:
@@ -170,8 +165,8 @@ def fetch_file(url: str, folder: Location) -> WeightFile:
                         progress.update(done)
 
                     entry = WeightFile(name, url, *hash_stream(stream, keep))
-        except OSError as error:
-            raise UsageError(f"cannot fetch {name} from {url}: {_explain(error)}") from None
+        except NETWORK_ERRORS as error:
+            raise UsageError(f"cannot fetch {name} from {url}: {explain(error)}") from None
         promised = [part for part in url.split("/") if _FULL_HASH.match(part)]
         if (total and entry.bytes != total) or (promised and entry.sha256 not in promised):
             raise UsageError(f"{url} came damaged: {entry.bytes:,} bytes; run the same again")

@@ -14,14 +14,17 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import socket
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
+from urllib.error import HTTPError, URLError
 
 import pyarrow as pa
 
@@ -40,7 +43,10 @@ from iqa_ray.metrics import loading
 LOCK_FILE = "weights.lock"
 FOLDER_VARIABLE = "IQA_RAY_WEIGHTS"
 NETWORK_TIMEOUT_S = 10.0
+# what opening an address and reading from it may raise: urllib lets http.client's errors through
+NETWORK_ERRORS = (OSError, HTTPException)
 _CHUNK_BYTES = 1 << 22
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def read_lock(folder: Location) -> Lock | None:
     """
     try:
         loaded = json.loads(read_bytes(folder / LOCK_FILE))
-        files = {name: WeightFile(name, **entry) for name, entry in loaded["files"].items()}
+        files = {name: _read_entry(name, entry) for name, entry in loaded["files"].items()}
         metrics = {name: list(files) for name, files in loaded["metrics"].items()}
         if unknown := {name for names in metrics.values() for name in names} - set(files):
             raise ValueError(f"no entry for {', '.join(sorted(unknown))}")
@@ -137,6 +143,25 @@ def read_lock(folder: Location) -> Lock | None:
             f"{folder / LOCK_FILE} is not a lock: {one_line(error)}; make it again with "
             "`iqa-ray weights pull`"
         ) from None
+
+
+def _read_entry(name: str, fields: Mapping[str, Any]) -> WeightFile:
+    """An entry of a lock, whose fields become paths in the weights folder and on every node.
+
+    Raises:
+        ValueError, TypeError: it is not one that `write_lock` writes.
+    """
+    entry = WeightFile(name, **fields)
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.name or ".." in path.parts:
+        raise ValueError(f"{name!r} is not the name of a file in the folder")
+    if loading.name_file(entry.url) != name:
+        raise ValueError(f"{entry.url!r} is not the address of {name}")
+    if type(entry.bytes) is not int or entry.bytes < 0:
+        raise ValueError(f"{entry.bytes!r} is not the size of {name}")
+    if not _SHA256.fullmatch(entry.sha256):
+        raise ValueError(f"{entry.sha256!r} is not the SHA-256 of {name}")
+    return entry
 
 
 def write_lock(folder: Location, lock: Lock) -> None:
@@ -243,17 +268,25 @@ def open_url(url: str) -> BinaryIO:
     """Open a file on the network for reading.
 
     Raises:
-        OSError: it cannot be had, or nothing answers for NETWORK_TIMEOUT_S.
+        NETWORK_ERRORS: it cannot be had, or nothing answers for NETWORK_TIMEOUT_S. Reading from it
+            raises the same.
     """
     request = urllib.request.Request(url, headers={"User-Agent": "iqa_ray"})
     return cast(BinaryIO, urllib.request.urlopen(request, timeout=NETWORK_TIMEOUT_S))
+
+
+def explain(error: Exception) -> str:
+    """What a network error says, on one line."""
+    if isinstance(error, URLError) and not isinstance(error, HTTPError):
+        return one_line(str(error.reason))
+    return one_line(repr(error) if isinstance(error, HTTPException) else error)
 
 
 # --- one copy a node ----------------------------------------------------------------------------
 
 
 def open_node_copy(entry: WeightFile, folder: str | None) -> Path:
-    """This node's copy of a file, made from `folder` (or the network) if it is not there yet.
+    """This node's copy of a file, made from `folder` (or the network) if it is not there in whole.
 
     Only one process of a node makes it; the others wait for it. `folder` is None for the network.
 
@@ -261,14 +294,22 @@ def open_node_copy(entry: WeightFile, folder: str | None) -> Path:
         UsageError: the folder does not have the file, or another one under its name.
     """
     target = cache_folder() / "nodes" / entry.sha256 / Path(entry.name).name
-    if target.exists():
+    if _is_whole(target, entry):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target.parent / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
+        if not _is_whole(target, entry):
             _copy(entry, folder, target)
     return target
+
+
+def _is_whole(copy: Path, entry: WeightFile) -> bool:
+    """Whether a copy, which was verified when it was made, still has its size."""
+    try:
+        return copy.stat().st_size == entry.bytes
+    except FileNotFoundError:
+        return False
 
 
 def _copy(entry: WeightFile, folder: str | None, target: Path) -> None:
@@ -280,16 +321,18 @@ def _copy(entry: WeightFile, folder: str | None, target: Path) -> None:
             open(temporary, "wb") as copy,
         ):
             size, sha256 = hash_stream(stream, copy.write)
-        if sha256 != entry.sha256:
+            copy.flush()
+            os.fsync(copy.fileno())  # or a node that loses power keeps a shorter file
+        if (size, sha256) != (entry.bytes, entry.sha256):
             raise UsageError(
                 f"{entry.name} in {folder or 'the network'} is damaged or another file: "
                 f"{size:,} bytes with SHA-256 {sha256[:16]}…, not {entry.bytes:,} with "
                 f"{entry.sha256[:16]}…; get it again with `iqa-ray weights pull`"
             )
         os.replace(temporary, target)
-    except (OSError, pa.ArrowException) as error:
+    except (*NETWORK_ERRORS, pa.ArrowException) as error:
         raise UsageError(
-            f"cannot read {place or entry.url} on {socket.gethostname()}: {one_line(error)}; the "
+            f"cannot read {place or entry.url} on {socket.gethostname()}: {explain(error)}; the "
             "weights folder must be one that every node can reach"
         ) from None
     finally:

@@ -1,8 +1,9 @@
-"""Cut-offs: the quality at which a classifier begins to fail (paper 000, section 3.1.2, Figure 3).
+"""Cut-offs: the quality at which a classifier begins to fail (Smith et al., section 3.1.2).
 
 For each metric, the densities of the scores of correctly and of incorrectly classified images
 are estimated with Gaussian kernels. Where the curves cross between the two medians, an image is
-as likely to come from either; that score is the metric's cut-off.
+as likely to come from either; that score is the metric's cut-off. Smith et al. take where the
+curves cross; kernels, weights, medians and the choice among crossings are ours.
 
 Everything here works on *oriented* scores (higher is better) and gives values back in the
 metric's own direction.
@@ -103,7 +104,7 @@ def fit_cutoff(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> Cutoff:
-    """Fit the cut-off of one metric (paper 000, section 3.1.2).
+    """Fit the cut-off of one metric.
 
     Args:
         scores: (n,) finite scores of the metric.

@@ -54,14 +54,16 @@ class CutoffsJob(WorkspaceJob):
     )
     weighting: Weighting = Field(
         default="equal",
-        description="equal: densities of equal area (the paper's Figure 3); prior: weighted by "
-        "the number of right and wrong predictions",
+        description="equal: densities of equal area; prior: weighted by the number of right and "
+        "wrong predictions",
     )
     min_wrong: int = Field(
         default=10, ge=2, description="with fewer wrong predictions a metric gets no cut-off"
     )
     cutoff: dict[str, float] = Field(
-        default={}, description="set a metric's cut-off by hand, such as lapm=0.206; repeatable"
+        default={},
+        description="set a metric's cut-off by hand, such as lapm=2.6; repeatable; it holds for "
+        "images of one size",
     )
     seed: int = Field(default=0, ge=0, description="seed of the bootstrap")
 

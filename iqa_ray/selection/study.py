@@ -100,7 +100,7 @@ def correlate_all(series: pd.DataFrame) -> pd.DataFrame:
 def summarise(
     series: pd.DataFrame, higher_is_better: Mapping[str, bool], seed: int = 0
 ) -> pd.DataFrame:
-    """Average the correlations over samples, in absolute value as in the paper's Table 1.
+    """Average the correlations over samples, in absolute value.
 
     Args:
         series: as `correlate_all` takes it.

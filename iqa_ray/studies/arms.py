@@ -14,6 +14,7 @@ import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
 from iqa_ray import cluster
+from iqa_ray.capacity import check_share
 from iqa_ray.decoding import DEFAULT_MAX_PIXELS, hash_content
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import Location, locate
@@ -58,7 +59,6 @@ class ArmsJob(TrainingJob):
     gpus_per_run: float | None = Field(
         default=None,
         ge=0,
-        le=1,
         description="GPUs that each run asks of Ray (default: 0.2 where there are GPUs)",
     )
     cpus_per_run: float = Field(
@@ -70,6 +70,8 @@ class ArmsJob(TrainingJob):
         description="write event files for TensorBoard into this folder",
         json_schema_extra={"metavar": "DIR"},
     )
+
+    _share = field_validator("gpus_per_run")(check_share)
 
     @field_validator("seeds")
     @classmethod

@@ -22,8 +22,8 @@ import torch
 from ray import train
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from iqa_ray.capacity import Resources, room_on
-from iqa_ray.cluster import MAX_TRIES, count_gpus, list_nodes
+from iqa_ray.capacity import Resources, raise_share, room_on
+from iqa_ray.cluster import MAX_TRIES, count_gpus, list_free_nodes, list_nodes
 from iqa_ray.errors import IncompleteError
 from iqa_ray.files import Location, one_line
 from iqa_ray.progress import log
@@ -65,9 +65,9 @@ def plan_lanes(gpus_per_run: float | None, cpus_per_run: float) -> tuple[Resourc
     """
     if gpus_per_run is None:
         gpus_per_run = 0.2 if count_gpus() else 0.0
-    resources = Resources(cpus_per_run, gpus_per_run)
-    asked = f"a run needs {cpus_per_run:g} CPUs and {gpus_per_run:g} GPUs"
     nodes = list_nodes()
+    resources = Resources(cpus_per_run, raise_share(nodes, gpus_per_run))
+    asked = f"a run needs {cpus_per_run:g} CPUs and {resources.num_gpus:g} GPUs"
     room = sum(room_on(node, resources) for node in nodes)
     if not room:
         have = "; ".join(f"{n.get('CPU', 0):g} CPUs, {n.get('GPU', 0):g} GPUs" for n in nodes)
@@ -76,7 +76,7 @@ def plan_lanes(gpus_per_run: float | None, cpus_per_run: float) -> tuple[Resourc
             "--gpus-per-run"
         )
     deadline_s = time.monotonic() + _SETTLE_S
-    while (free := room_on(ray.available_resources(), resources)) < room:
+    while (free := sum(room_on(node, resources) for node in list_free_nodes())) < room:
         if time.monotonic() > deadline_s:
             break
         time.sleep(_POLL_S)

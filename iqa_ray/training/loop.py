@@ -23,7 +23,7 @@ from iqa_ray.training.pixels import Pixels, load_pixels
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained (paper 000, section 2.3: Adam, 1e-4, no weight decay)."""
+    """How a classifier is trained: by Adam without weight decay (Smith et al., section 2.3)."""
 
     backbone: str
     weights: str = "imagenet"

@@ -114,7 +114,8 @@ def train_run(
     """Do a run, from its checkpoint if it has one, and write its result.
 
     The epoch that counts is the best on the validation part: by accuracy, then by loss, then the
-    earliest (paper 000, section 3.2, keeps a tenth of the images for that).
+    earliest. (Smith et al., section 3.2, set a tenth of the images aside for evaluation, and do not
+    say what for.)
 
     Args:
         run: which.
