@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,20 @@ def test_a_run_that_raises_costs_only_itself(material, tmp_path):
     assert failure.run is bad
     assert "Invalid learning rate" in failure.reason
     assert all(result["status"] == "ok" for result in read_results(runs, tmp_path).values())
+
+
+@pytest.mark.slow
+def test_an_error_of_the_driver_s_callback_ends_the_group_at_once(material, tmp_path):
+    def fail(event):
+        if "epoch" in event:
+            raise OSError(28, "No space left on device")
+
+    start_s = time.monotonic()
+    with pytest.raises(OSError, match="No space left"):
+        train_runs(make_runs(epochs=100_000), material, locate(tmp_path), (HALF, 2), fail)
+    assert time.monotonic() - start_s < 120
+    assert not find_workers()
+    assert not list((tmp_path / "groups").iterdir())
 
 
 @pytest.mark.slow
