@@ -113,7 +113,7 @@ def _train_and_predict(
     training, train_options = _choose_training_images(images, job, options)
     chosen, num_held_out = _hold_out(images, options, training, train_options, job)
     classes = _check_classes(training, chosen)
-    settings = _describe_recipe(job, training)  # finds the weights, before any actor starts
+    settings = _describe_recipe(job, training)  # finds and checks weights, before actors start
     key = hashlib.blake2b(
         make_fingerprints(training, settings).tobytes(), digest_size=10
     ).hexdigest()
@@ -161,10 +161,12 @@ def _make_recipe(job: PredictJob) -> Recipe:
 
 def _describe_recipe(job: PredictJob, training: pa.Table) -> str:
     """Everything that decides what a classifier becomes, but the images themselves."""
+    from iqa_ray.training.backbones import check_backbone
     from iqa_ray.training.initial_weights import find_weights
 
     assert job.backbone is not None
     weights = find_weights(job.backbone, job.weights)
+    check_backbone(job.backbone, weights, job.image_size)
     settings = {
         **asdict(_make_recipe(job)),
         "weights_hash": hash_content(weights.read_bytes()) if weights else None,
