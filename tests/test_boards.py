@@ -35,27 +35,28 @@ def test_what_is_posted_last_is_passed_on_too():
 
 
 def test_an_error_of_the_driver_s_callback_ends_the_workers_and_is_raised():
+    """Also one that comes when the other is dead already."""
+
     def fail(board, event):
         seen.append(event)
         raise OSError(28, "No space left on device")
 
     seen: list[dict] = []
     with pytest.raises(OSError, match="No space left"):
-        work(fail)
+        work(fail, num_workers=2)
     assert seen == [{"epoch": 1}]
 
 
-def test_workers_do_not_go_on_when_the_board_is_lost():
+def test_a_worker_does_not_go_on_when_the_board_is_lost():
     with pytest.raises(IncompleteError, match="run the same command again"):
-        work(lambda board, event: ray.kill(board))
+        work(lambda board, event: ray.kill(board), num_workers=1)
 
 
-def work(on_event):
-    """Let two workers work; raises as Ray does for a group when a worker of it is lost."""
-    workers = [Worker.remote(), Worker.remote()]
+def work(on_event, num_workers):
+    """Let workers work, one after another; raises as Ray does for a group that loses one."""
     with listen(lambda event: on_event(board, event)) as board:
-        running = [worker.work.remote(board) for worker in workers]
-        for reference in running:
+        for _ in range(num_workers):
+            worker = Worker.remote()
             with pytest.raises(ray.exceptions.ActorDiedError):
-                ray.get(reference, timeout=GUARD_S)
+                ray.get(worker.work.remote(board), timeout=GUARD_S)
         raise RuntimeError("a worker was lost")
