@@ -99,7 +99,8 @@ def test_a_killed_worker_changes_nothing(material, tmp_path, capsys):
     assert "a worker was lost, another group is started" in capsys.readouterr().err
     # each run that was in hand goes on after its last epoch: at most one is done again
     assert len(epochs) <= 12 + 2
-    assert not list((tmp_path / "b" / "checkpoints").iterdir())
+    # what the dead wrote half stays for a day: it might be another process's, which is at it now
+    assert not list((tmp_path / "b" / "checkpoints").glob("*.pt"))
 
 
 @pytest.mark.slow
@@ -179,7 +180,7 @@ def test_a_lost_node_changes_nothing(image_folder, tmp_path):
     assert read_results(runs, out) == read_results(runs, tmp_path / "alone")
     # two runs were in hand: at most an epoch of each is done again
     assert sum("key" in event for event in said["events"]) <= 12 + 2
-    assert not list((out / "checkpoints").iterdir())
+    assert not list((out / "checkpoints").glob("*.pt"))
 
 
 def test_images_that_are_gone(material, tmp_path):
