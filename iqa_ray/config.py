@@ -26,7 +26,7 @@ JobT = TypeVar("JobT", bound="Job")
 class Job(BaseModel):
     """Settings that every job has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     address: str | None = Field(
         default=None,

@@ -193,6 +193,27 @@ def delete_file(location: Location) -> None:
         _ask(location, lambda: location.filesystem.delete_file(location.path))
 
 
+def delete_folder(folder: Location) -> None:
+    """Remove a folder and all that is in it; one that is gone is no error. As `delete_file`."""
+    with suppress(FileNotFoundError):
+        _ask(folder, lambda: folder.filesystem.delete_dir(folder.path))
+
+
+def check_writable(folder: Location, flag: str) -> None:
+    """Make sure that files can be written into a folder, which is made if need be.
+
+    Raises:
+        UsageError: they cannot; names the `flag` that gave the folder, and the reason.
+    """
+    probe = folder / ".write-test"
+    try:
+        write_bytes(probe, b"")
+        delete_file(probe)
+    except (OSError, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise UsageError(f"{flag} {folder}: cannot write there: {reason}") from None
+
+
 def find_info(location: Location) -> pafs.FileInfo:
     """What stands at `location`: its type (which may be NotFound), size and modification time.
 
@@ -222,8 +243,9 @@ def remove_unfinished(folder: Location) -> None:
     if not folder.is_local or not os.path.isdir(folder.path):
         return
     for file in Path(folder.path).glob(f".*{_UNFINISHED}"):
-        if time.time() - file.stat().st_mtime > _ABANDONED_S:
-            file.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # a living writer has just given it its name
+            if time.time() - file.stat().st_mtime > _ABANDONED_S:
+                file.unlink()
 
 
 def list_files(folder: Location, suffix: str = "") -> list[Location]:

@@ -128,7 +128,7 @@ def _train_and_predict(
     training, train_options = _choose_training_images(images, job, options)
     chosen, num_held_out = _hold_out(images, options, training, train_options, job)
     classes = _check_classes(training, chosen)
-    settings = _describe_recipe(job)  # finds the weights, before any actor starts
+    settings = _describe_recipe(job)  # finds and checks weights, before actors start
     with cluster.connect(job.address):
         model = _find_model(workspace, training, train_options, max_pixels, settings, job)
         predict_missing(workspace, chosen, model.key, options, max_pixels, job.num_actors)
@@ -176,10 +176,12 @@ def _make_recipe(job: PredictJob) -> Recipe:
 
 def _describe_recipe(job: PredictJob) -> dict[str, Any]:
     """Everything that decides what a classifier becomes, but the images and their labels."""
+    from iqa_ray.training.backbones import check_backbone
     from iqa_ray.training.initial_weights import find_weights
 
     assert job.backbone is not None
     weights = find_weights(job.backbone, job.weights)
+    check_backbone(job.backbone, weights, job.image_size)
     return {
         **asdict(_make_recipe(job)),
         "weights_hash": hash_content(weights.read_bytes()) if weights else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +154,7 @@ def _check_pair(name: str, value: float | str) -> None:
             )
     elif name in ("CPU", "GPU", "memory", "object_store_memory"):
         raise ValueError(f"{name} is no custom resource; --gpus-per-actor is for GPUs")
-    elif not name or not math.isfinite(value) or value < _SMALLEST_AMOUNT:
+    elif not name or value < _SMALLEST_AMOUNT:
         raise ValueError(f"{name}={value:g}: an amount is a number from {_SMALLEST_AMOUNT} up")
 
 

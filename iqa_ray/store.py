@@ -15,7 +15,7 @@ from pyarrow import parquet as pq
 from iqa_ray.config import Job, dump_settings
 from iqa_ray.errors import UsageError
 from iqa_ray.files import (
-    delete_file,
+    check_writable,
     is_file,
     list_files,
     locate,
@@ -46,13 +46,7 @@ class Workspace:
         Raises:
             UsageError: it cannot.
         """
-        probe = self.location / ".write-test"
-        try:
-            write_bytes(probe, b"")
-            delete_file(probe)
-        except (OSError, pa.ArrowException) as error:
-            reason = getattr(error, "strerror", None) or one_line(error)
-            raise UsageError(f"--workspace {self}: cannot write there: {reason}") from None
+        check_writable(self.location, "--workspace")
 
     # --- whole tables -------------------------------------------------------------------------
 

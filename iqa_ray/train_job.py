@@ -27,7 +27,11 @@ class TrainingJob(WorkspaceJob):
     )
     epochs: int = Field(default=40, ge=1, description="passes over the training images")
     image_size: int = Field(default=224, ge=16, description="pixels a side that the network sees")
-    batch_size: int = Field(default=32, ge=1, description="images a training step")
+    batch_size: int = Field(
+        default=32,
+        ge=2,
+        description="images a training step; batch normalisation needs two or more",
+    )
     lr: float = Field(default=1e-4, gt=0, description="learning rate of Adam")
     freeze_backbone: bool = Field(
         default=False, description="compute features once and train only a linear head"

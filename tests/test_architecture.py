@@ -105,6 +105,15 @@ def test_only_some_modules_import_ray():
         assert not uses_ray or name in MAY_IMPORT_RAY, name
 
 
+def test_only_the_storage_layer_opens_files():
+    """It asks again where a store fails. Ray Train has to be given a file system itself."""
+    for name, tree in modules().items():
+        if name in {"files", "object_stores"}:
+            continue
+        attributes = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+        assert attributes.count("filesystem") == int(name == "training.seeds"), name
+
+
 def test_modules_and_functions_stay_small():
     for file in sorted(PACKAGE.rglob("*.py")):
         text = file.read_text(encoding="utf-8")

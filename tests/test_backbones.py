@@ -12,7 +12,7 @@ from iqa_ray.cli import main
 from iqa_ray.errors import UsageError
 from iqa_ray.training import backbones, initial_weights
 from iqa_ray.training.initial_weights import find_weights
-from iqa_ray.training.loop import Recipe, predict_probabilities, train_classifier
+from iqa_ray.training.loop import Recipe, predict_probabilities, start_training, train_classifier
 
 
 def num_parameters(model: torch.nn.Module) -> int:
@@ -208,3 +208,44 @@ def test_frozen_backbones_do_not_move():
     before = backbones.create("resnet18", 2).features.state_dict()
     model = train_classifier(Recipe("resnet18", "none", 1, 32, 4, 1e-3, True), pixels, labels, 2)
     torch.testing.assert_close(model.features.state_dict(), before)
+
+
+# --- checked before anything is trained -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "too_small", "large_enough"),
+    [("alexnet", 62, 63), ("simplenet", 63, 64), ("resnet18", None, 16)],
+)
+def test_images_too_small_for_a_network_are_found_without_computing(name, too_small, large_enough):
+    backbones.check_backbone(name, None, large_enough)
+    if too_small:
+        with pytest.raises(UsageError, match=f"--image-size {too_small}: too small for {name}"):
+            backbones.check_backbone(name, None, too_small)
+        with pytest.raises(RuntimeError):
+            backbones.create(name, 2)(torch.zeros(2, 3, too_small, too_small))
+    assert backbones.create(name, 2).train()(
+        torch.zeros(2, 3, large_enough, large_enough)
+    ).shape == (2, 2)
+
+
+def test_weights_that_are_none_are_found_without_computing(tmp_path):
+    file = tmp_path / "w.pt"
+    state = backbones.create("resnet18", 2).state_dict()
+    for content in (b"", b"junk", None, [1], {}, {"features.conv1.weight": 1}):
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            torch.save(content, file)
+        with pytest.raises(UsageError, match=f"--weights {file}: "):
+            backbones.check_backbone("resnet18", file, 32)
+    torch.save({**state, "features.conv1.weight": torch.zeros(2)}, file)
+    with pytest.raises(UsageError, match=f"--weights {file}: not weights of resnet18"):
+        backbones.check_backbone("resnet18", file, 32)
+    torch.save(state, file)
+    backbones.check_backbone("resnet18", file, 32)
+
+
+def test_an_empty_file_of_weights_is_not_taken_for_none():
+    with pytest.raises(UsageError, match="not a file of weights"):
+        start_training(Recipe("resnet18", "none"), 2, b"")

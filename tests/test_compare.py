@@ -29,6 +29,7 @@ from iqa_ray.studies import arms
 from iqa_ray.studies.compare_quality import CompareJob, describe_compare, run_compare
 from iqa_ray.studies.splits import find_leaks
 from iqa_ray.studies.vary_quality import VaryJob, describe_vary, run_vary
+from iqa_ray.training.runs import RunFiles
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 SMALL = {
@@ -252,6 +253,30 @@ def test_weights_that_cannot_be_had(ws, tmp_path, monkeypatch, capsys):
     assert (
         f"run `iqa-ray weights pull --backbones vgg19 --to {tmp_path}`" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (["--log-dir", "{junk}"], "--log-dir {junk}: cannot write there: "),
+        (["--weights", "{junk}"], "--weights {junk}: not a file of weights"),
+        (["--weights", "{empty}"], "--weights {empty}: not a file of weights"),
+        (["--image-size", "48"], "--image-size 48: too small for alexnet"),
+    ],
+    ids=["log dir", "junk", "empty", "small images"],
+)
+def test_what_no_run_could_use_is_exit_2_before_any_begins(
+    ws, tmp_path, monkeypatch, capsys, setting, message
+):
+    files = {name: str(tmp_path / name) for name in ("junk", "empty")}
+    Path(files["junk"]).write_bytes(b"junk")
+    Path(files["empty"]).touch()
+    monkeypatch.setattr(arms, "_train", lambda *_: pytest.fail("began"))
+    monkeypatch.setattr(RunFiles, "forget", lambda *_: pytest.fail("forgot"))
+    given = ["--weights", "none", "--backbones", "resnet18,alexnet", "--restart", *setting]
+    command = ["compare", "--workspace", ws, *(word.format(**files) for word in given)]
+    assert main(command) == 2
+    assert message.format(**files) in capsys.readouterr().err.splitlines()[-1]
 
 
 def edit_table(ws, name, change):

@@ -11,6 +11,7 @@ from iqa_ray.predicting import PredictJob
 from iqa_ray.scoring import ScoreJob
 from iqa_ray.selection.jobs import CutoffsJob, SelectJob
 from iqa_ray.selection.study_jobs import StudyJob
+from iqa_ray.studies.compare_quality import CompareJob
 
 
 def parse(model, *argv: str):
@@ -79,7 +80,7 @@ def test_resources_are_amounts_or_labels(tmp_path):
         ("musiq", "scorer", "--resources scorer: write NAME=VALUE"),
         ("musiq", "scorer=0", "--resources: scorer=0: an amount is a number from 0.0001 up"),
         ("musiq", "scorer=-1", "an amount is a number"),
-        ("musiq", "scorer=nan", "an amount is a number"),
+        ("musiq", "scorer=nan", "--resources: .*finite"),
         ("musiq", "=1", "an amount is a number"),
         ("musiq", "GPU=1", "GPU is no custom resource; --gpus-per-actor"),
         ("musiq", "zone=", "zone=: write NAME=AMOUNT for a custom resource, or for a label"),
@@ -107,7 +108,18 @@ def test_bad_resources(metrics, pair, message):
         (CutoffsJob, ["--workspace", "w", "--cutoff", "lapm"], "--cutoff lapm: write NAME=VALUE"),
         (CutoffsJob, ["--workspace", "w", "--cutoff", "lapm=x"], "--cutoff: .*number"),
         (CutoffsJob, ["--workspace", "w", "--cutoff", "lapm=nan"], "--cutoff: .*finite"),
+        (CutoffsJob, ["--workspace", "w", "--bandwidth", "inf"], "--bandwidth: .*got 'inf'"),
         (SelectJob, ["--workspace", "w", "--rule", "most"], "--rule: "),
+        *[
+            (
+                CompareJob,
+                ["--workspace", "w", flag, value],
+                f"{flag}: .*finite number .got '{value}'",
+            )
+            for flag in ("--lr", "--cpus-per-run", "--gpus-per-run")
+            for value in ("inf", "nan")
+        ],
+        (CompareJob, ["--workspace", "w", "--batch-size", "1"], "--batch-size: .*2 .got '1'"),
         (PredictJob, ["--workspace", "w"], "either --predictions FILE or --backbone"),
         (PredictJob, ["--workspace", "w", "--backbone", "resnet18"], "--train-images or --split"),
     ],

@@ -13,11 +13,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import s3
+import test_runs
+import torch
 from conftest import make_texture
 from PIL import Image
 from pyarrow import compute as pc
@@ -27,16 +30,26 @@ from pyarrow import parquet as pq
 from iqa_ray import cli, lock, metrics, object_stores
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.files import delete_file, list_files, locate, read_bytes, read_whole, write_bytes
+from iqa_ray.files import (
+    delete_file,
+    delete_folder,
+    list_files,
+    locate,
+    read_bytes,
+    read_whole,
+    write_bytes,
+)
 from iqa_ray.images import list_images, make_image_id
 from iqa_ray.lock import hold_lock
 from iqa_ray.object_stores import UnansweredError, find_kind, open_store
+from iqa_ray.predicting import PredictJob, run_predict
 from iqa_ray.rescoring.jobs import RescoreJob, run_rescore
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import read_scores, scores_frame
 from iqa_ray.scoring import run_score
 from iqa_ray.shards import score_shard
 from iqa_ray.store import Workspace
+from iqa_ray.training.runs import RunFiles
 
 METRICS = ("lapm", "wavs")
 NOWHERE = "s3://bucket/photos?endpoint_override=127.0.0.1:9&scheme=http"  # nothing listens there
@@ -117,6 +130,11 @@ def test_requests_that_fail_a_few_times_are_repeated(server, kind):
     assert list_files(folder) == [file]
     delete_file(file)
     assert list_files(folder) == []
+    write_bytes(folder / "a/b/file", b"data")
+    write_bytes(folder / "ab", b"kept")
+    delete_folder(folder / "a")
+    delete_folder(folder / "a")
+    assert list_files(folder) == [folder / "ab"]
     assert len(server.faults) >= 2 * 10
     with pytest.raises(FileNotFoundError):
         read_bytes(file)
@@ -496,6 +514,72 @@ def test_weights_in_the_store(server, photos, tmp_path, ray_session):
         for ws in (server.uri("deep/ws"), tmp_path / "ws")
     ]
     pd.testing.assert_frame_equal(*frames)
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+def test_a_run_s_checkpoints_and_result_are_asked_for_again(server, tmp_path):
+    """Interrupted after its second epoch; each request fails twice before it is let through."""
+
+    def interrupt(row):
+        if row["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    run = test_runs.make_run(replace(test_runs.RECIPE, freeze_backbone=True))
+    features = torch.randn(40, 512, generator=torch.Generator().manual_seed(0))
+    expected = test_runs.train(run, RunFiles(locate(tmp_path)), inputs=features)
+    files = RunFiles(locate(server.uri("runs")))
+    kinds = (*KINDS, "TooManyRequests")  # which the client does not repeat
+    server.rule = lambda request: (
+        kinds[request.number // 3 % len(kinds)] if request.number % 3 < 2 else None
+    )
+    assert files.read_result(run) is None
+    with pytest.raises(KeyboardInterrupt):
+        test_runs.train(run, files, interrupt, features)
+    assert len(files.read_checkpoint(run)["history"]) == 2
+    seen = []
+    result = test_runs.train(run, files, seen.append, features)
+    assert [row["epoch"] for row in seen] == [3, 4]
+    assert files.read_result(run) == result
+    assert test_runs.without_times(result) == test_runs.without_times(expected)
+    assert server.keys("runs") == ["runs/runs/k.json"]
+    files.forget(run)
+    assert server.keys("runs") == []
+    assert len(server.faults) > 2 * 10
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_one_of_the_two(server):
+    """By another process that trains the same run."""
+
+    def replace_once(request):
+        if request.method == "GET" and request.path.endswith(".pt") and not replaced:
+            replaced.append(True)
+            server.put("replaced/checkpoints/k.pt", later)
+
+    run, replaced = test_runs.make_run(), []
+    files = RunFiles(locate(server.uri("replaced")))
+    files.write_checkpoint(run, {"history": [1] * 500})
+    later = read_bytes(locate(server.uri("replaced/checkpoints/k.pt")))
+    files.write_checkpoint(run, {"history": []})
+    server.rule = replace_once
+    assert files.read_checkpoint(run) == {"history": [1] * 500}
+
+
+@pytest.mark.slow
+def test_predict_in_the_store(server, photos, ray_session):
+    """A classifier is trained, with one request in ten failing, and nothing is left behind."""
+    images, workspace = server.put_folder(photos, "trained/photos"), server.uri("trained/ws")
+    score(images, workspace)
+    settings = {"backbone": "resnet18", "weights": "none", "epochs": 1, "image_size": 32}
+    job = make_job(PredictJob, {"workspace": workspace, "split": "0.5", **settings})
+    server.rule = fail_one_in_ten
+    summary = run_predict(job)
+    assert (summary["num_held_out"], summary["num_predicted"]) == (6, 5)  # one is damaged
+    assert server.faults
+    server.mend()
+    assert len(server.keys("trained/ws/models/")) == 1
+    assert server.keys("trained/ws/train") == []
 
 
 # --- refused, or not there --------------------------------------------------------------------

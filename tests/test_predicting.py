@@ -159,6 +159,16 @@ def test_other_settings_train_anew_and_other_weights_too(scored, tmp_path):
     assert len(list(Path(ws, "models").iterdir())) == 3
 
 
+def test_weights_and_sizes_that_cannot_be_used_are_found_before_training(scored, tmp_path):
+    """Before Ray is started: there is nothing at that address."""
+    (tmp_path / "w.pt").write_bytes(b"junk")
+    nowhere = {**TINY, "split": "0.5", "address": "127.0.0.1:1"}
+    with pytest.raises(UsageError, match=r"--weights .*w\.pt: not a file of weights"):
+        predict(scored[1], **{**nowhere, "weights": str(tmp_path / "w.pt")})
+    with pytest.raises(UsageError, match="--image-size 32: too small for alexnet"):
+        predict(scored[1], **{**nowhere, "backbone": "alexnet"})
+
+
 @pytest.mark.usefixtures("trained_here")
 def test_training_on_a_named_split(image_folder, tmp_path):
     root, ws = image_folder(8), str(tmp_path / "ws")

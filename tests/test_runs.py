@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from iqa_ray.files import locate
 from iqa_ray.training import runs as runs_module
 from iqa_ray.training.augment import augment_images
 from iqa_ray.training.inputs import ChunkedImages
-from iqa_ray.training.loop import Recipe, start_training
+from iqa_ray.training.loop import DivergedError, Recipe, predict_probabilities, start_training
 from iqa_ray.training.runs import Run, RunFiles, train_run
 
 RECIPE = Recipe("resnet18", "none", 4, 32, 8, 1e-3, seed=3)
@@ -129,14 +132,79 @@ def test_a_run_that_diverges_says_when(files):
     assert files.read_result(run)["status"] == "diverged"
 
 
-def test_half_written_checkpoints_are_removed(files, tmp_path):
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_outputs_that_are_not_numbers_are_found_on_each_part(files, part):
+    run = make_run(Recipe(**{**vars(RECIPE), "freeze_backbone": True}))
+    features = torch.randn(40, 512, generator=torch.Generator().manual_seed(0))
+    features[getattr(run, part)[3]] = torch.nan
+    result = train(run, files, inputs=features)
+    assert result["status"] == "diverged"
+    said = "the loss is nan" if part == "train" else "the outputs for 1 of 8 images are not numbers"
+    assert result["error"] == f"{said} in epoch 1"
+    assert result["accuracy"] is None
+    assert files.read_result(run)["history"] == []
+
+
+def test_a_classifier_whose_outputs_are_not_numbers_predicts_nothing():
+    model = start_training(RECIPE, 2).model
+    with torch.no_grad():
+        model.features.bn1.running_var.fill_(torch.nan)
+    with pytest.raises(DivergedError, match="the outputs for 5 of 5 images are not numbers"):
+        predict_probabilities(model, PIXELS[:5])
+
+
+def test_weights_that_are_not_numbers_are_a_run_that_diverges(files):
+    buffer = io.BytesIO()
+    state = start_training(RECIPE, 2).model.state_dict()
+    torch.save({name: torch.full_like(value, torch.nan) if value.is_floating_point() else value
+                for name, value in state.items()}, buffer)  # fmt: skip
+    result = train_run(make_run(), INPUTS, TARGETS, 2, buffer.getvalue(), files, lambda row: None)
+    assert result["error"] == "the loss is nan in epoch 1"
+
+
+def test_a_last_batch_of_one_is_left_out_and_batches_are_never_changed():
+    class Watched(ChunkedImages):
+        def __getitem__(self, rows):
+            sizes.append(len(rows))
+            return super().__getitem__(rows)
+
+    sizes: list[int] = []
+    inputs = Watched([PIXELS[:16], PIXELS[16:32], PIXELS[32:]])
+    start_training(RECIPE, 2).train_epoch(inputs, TARGETS, torch.arange(17))
+    start_training(RECIPE, 2).train_epoch(inputs, TARGETS, torch.arange(18))
+    assert sizes == [8, 8, 8, 8, 2]
+    with pytest.raises(AssertionError):
+        start_training(Recipe(**{**vars(RECIPE), "batch_size": 1}), 2)
+
+
+def test_two_that_train_the_same_run_leave_each_other_s_files_alone(undisturbed, files):
+    """The second begins while the first writes a checkpoint, and ends before the first does."""
+    run, results = make_run(), []
+
+    def train_beside(descriptor):
+        if not results:
+            results.append(None)
+            results[0] = train(run, RunFiles(files._folder))
+        fsync(descriptor)
+
+    fsync = os.fsync
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", train_beside)
+        results.append(train(run, files))
+    assert [without_times(result) for result in results] == [without_times(undisturbed)] * 2
+    assert files.read_checkpoint(run) is None
+
+
+def test_what_was_left_half_written_long_ago_is_removed(files, tmp_path):
     run = make_run()
     files.write_checkpoint(run, {"history": [1]})
-    for name in (".k.pt.0123.tmp", ".other.pt.0123.tmp"):
-        (tmp_path / "checkpoints" / name).write_bytes(b"half")
+    for name, age_s in ((".k.pt.0123.tmp", 3600), (".k.pt.4567.tmp", 25 * 3600)):
+        half = tmp_path / "checkpoints" / name
+        half.write_bytes(b"half")
+        os.utime(half, (time.time() - age_s,) * 2)
     assert files.read_checkpoint(run) == {"history": [1]}
     left = {file.name for file in (tmp_path / "checkpoints").iterdir()}
-    assert left == {"k.pt", ".other.pt.0123.tmp"}
+    assert left == {"k.pt", ".k.pt.0123.tmp"}
 
 
 def test_files_are_forgotten(files):

@@ -15,7 +15,7 @@ from pyarrow import compute as pc
 
 from iqa_ray import lock
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.files import list_files, locate, one_line, read_bytes, write_bytes
+from iqa_ray.files import delete_folder, list_files, locate, one_line, read_bytes, write_bytes
 from iqa_ray.lock import hold_lock
 from iqa_ray.metrics.spec import get_spec
 from iqa_ray.parts import find_missing, make_fingerprints
@@ -265,6 +265,15 @@ def test_unfinished_writes_are_not_listed(tmp_path):
     assert [f.path for f in list_files(locate(tmp_path), ".parquet")] == [
         str(tmp_path / "part-2.parquet")
     ]
+
+
+def test_a_folder_goes_with_all_that_is_in_it(tmp_path):
+    folder = locate(tmp_path)
+    write_bytes(folder / "a/b/c.bin", b"x")
+    write_bytes(folder / "ab.bin", b"x")
+    delete_folder(folder / "a")
+    delete_folder(folder / "a")
+    assert os.listdir(tmp_path) == ["ab.bin"]
 
 
 def test_unwritable_workspace(tmp_path):

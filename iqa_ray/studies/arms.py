@@ -211,13 +211,18 @@ def _train_missing(
     splits: pd.DataFrame,
     candidates: Candidates,
 ) -> pd.DataFrame:
+    from iqa_ray.studies.live import check_log_dir
+    from iqa_ray.training.backbones import check_backbone
     from iqa_ray.training.initial_weights import find_weights
     from iqa_ray.training.runs import RunFiles
     from iqa_ray.training.sharing import Material
 
+    if job.log_dir is not None:
+        check_log_dir(job.log_dir)
     weights = {}
     for name in backbones:
         path = find_weights(name, job.weights)
+        check_backbone(name, path, job.image_size)
         weights[name] = path.read_bytes() if path else None
     hashes = candidates.frame[["image_id", "content_hash"]]
     pool = splits.drop_duplicates("image_id").merge(hashes, on="image_id", how="left")

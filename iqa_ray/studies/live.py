@@ -6,9 +6,12 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from iqa_ray.errors import UsageError
+from iqa_ray.files import check_writable, locate
 from iqa_ray.progress import LINE_INTERVAL_S, format_seconds
 from iqa_ray.training.runs import Run
 
@@ -30,7 +33,7 @@ class LiveRuns:
         self._num_epochs = sum(run.recipe.epochs for run in runs)
         self._start_s = self._last_line_s = time.monotonic()
         self._stack = ExitStack()
-        self._log_dir = log_dir
+        self._log_dir = None if log_dir is None else Path(locate(log_dir).path)
         self._writers: dict[str, Any] = {}
         self._live: Any = None
 
@@ -50,8 +53,6 @@ class LiveRuns:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
-        for writer in self._writers.values():
-            writer.close()
 
     def __call__(self, event: dict[str, Any]) -> None:
         if "decoded" in event:
@@ -140,11 +141,32 @@ class LiveRuns:
     def _write_scalars(self, key: str, row: dict[str, Any]) -> None:
         if self._log_dir is None:
             return
-        from tensorboardX import SummaryWriter
+        # not SummaryWriter, which writes in a thread of its own and waits for ever if that failed
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
 
-        run = self._runs[key]
         if key not in self._writers:
+            run = self._runs[key]
             name = f"{run.arm}-{run.recipe.backbone}-seed{run.recipe.seed}-{key[:8]}"
-            self._writers[key] = SummaryWriter(f"{self._log_dir}/{name}", write_to_disk=True)
-        for name in ("loss", "accuracy", "validation_loss", "validation_accuracy"):
-            self._writers[key].add_scalar(name, row[name], row["epoch"])
+            folder = self._log_dir / name
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writers[key] = EventsWriter(str(folder / "events"))
+            self._stack.callback(self._writers[key].close)
+        names = ("loss", "accuracy", "validation_loss", "validation_accuracy")
+        values = [Summary.Value(tag=name, simple_value=row[name]) for name in names]
+        event = Event(wall_time=time.time(), step=row["epoch"], summary=Summary(value=values))
+        self._writers[key].write_event(event)
+        self._writers[key].flush()
+
+
+def check_log_dir(folder: str) -> None:
+    """Make sure that TensorBoard's files can be written, before anything is trained.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    place = locate(folder)
+    if not place.is_local:
+        raise UsageError(f"--log-dir {folder}: give a folder on this machine")
+    check_writable(place, "--log-dir")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -158,6 +159,24 @@ def find_backbone(name: str) -> Backbone:
     if name not in BACKBONES:
         raise UsageError(f"unknown backbone {name!r}: choose from {', '.join(BACKBONES)}")
     return BACKBONES[name]
+
+
+def check_backbone(name: str, weights: Path | None, image_size: int) -> None:
+    """Make sure that a network takes a file of weights, and images of a size; computes nothing.
+
+    Raises:
+        UsageError: it does not; says why.
+    """
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # parameters on this device have shapes only
+        model = create(name, 1, "none" if weights is None else str(weights))
+        try:
+            model(torch.zeros(2, 3, image_size, image_size))
+        except RuntimeError:
+            raise UsageError(
+                f"--image-size {image_size}: too small for {name}, whose last layers get nothing "
+                "to see: give a larger one"
+            ) from None
 
 
 def _load_weights(network: nn.Module, source: Path | bytes, name: str) -> None:

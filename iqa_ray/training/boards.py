@@ -11,6 +11,9 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from iqa_ray.errors import IncompleteError
+from iqa_ray.files import one_line
+
 _POLL_S = 0.5
 
 
@@ -43,31 +46,74 @@ class _Board:
         return self._in_hand
 
 
+class _Relay(threading.Thread):
+    """Passes events on; where that fails, it ends the workers and keeps the error."""
+
+    def __init__(self, board: Any, on_event: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(daemon=True)
+        self.stop = threading.Event()
+        self.error: BaseException | None = None
+        self._board = board
+        self._on_event = on_event
+        self._workers: list[Any] = []
+
+    def run(self) -> None:
+        is_last = False
+        while not is_last:
+            is_last = self.stop.wait(_POLL_S)
+            try:
+                events = ray.get(self._board.take_events.remote())
+            except ray.exceptions.RayError as error:
+                lost = f"the actor that workers report to was lost: {one_line(error)}"
+                self._give_up(IncompleteError(f"{lost}; run the same command again to go on"))
+                return
+            for event in events:
+                self._pass_on(event)
+
+    def _pass_on(self, event: dict[str, Any]) -> None:
+        if "worker" in event:
+            self._workers.append(event["worker"])
+            if self.error is not None:
+                ray.kill(event["worker"])
+        elif self.error is None:
+            try:
+                self._on_event(event)
+            except BaseException as error:  # raised again in the caller's thread
+                self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        self.error = self.error or error
+        for worker in self._workers:
+            ray.kill(worker)
+
+
+def join_board(board: Any) -> None:
+    """What each worker calls first, so that the driver can end it."""
+    board.post.remote({"worker": ray.get_runtime_context().current_actor})
+
+
 @contextmanager
 def listen(on_event: Callable[[dict[str, Any]], None], keys: Sequence[str] = ()) -> Iterator[Any]:
     """Pass on what workers post to the board that this gives; Ray Train itself carries nothing.
 
-    `keys` are the runs that the board hands out. It is ended at the end.
+    `keys` are the runs that the board hands out. It is ended at the end. `on_event` is called in
+    a thread. If it raises, the workers are killed, as nobody would see what they do; their group
+    then fails, and its error gives way to that of `on_event`.
+
+    Raises:
+        IncompleteError: the board was lost.
     """
     actor: Any = ray.remote(_Board)
     # where the driver is, so that no other node takes it along
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     board = actor.options(num_cpus=0, scheduling_strategy=here).remote(list(keys))
-    stop = threading.Event()
-
-    def relay() -> None:
-        while True:
-            is_last = stop.wait(_POLL_S)
-            for event in ray.get(board.take_events.remote()):
-                on_event(event)
-            if is_last:
-                return
-
-    thread = threading.Thread(target=relay, daemon=True)
-    thread.start()
+    relay = _Relay(board, on_event)
+    relay.start()
     try:
         yield board
     finally:
-        stop.set()
-        thread.join(timeout=10)
+        relay.stop.set()
+        relay.join()
         ray.kill(board)
+        if relay.error is not None:
+            raise relay.error

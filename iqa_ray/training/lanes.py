@@ -25,17 +25,12 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from iqa_ray.capacity import Resources, raise_share, room_on
 from iqa_ray.cluster import MAX_TRIES, count_gpus, list_free_nodes, list_nodes
 from iqa_ray.errors import IncompleteError
-from iqa_ray.files import Location, one_line
+from iqa_ray.files import Location, delete_folder, one_line
 from iqa_ray.progress import log
-from iqa_ray.training.boards import listen
+from iqa_ray.training.boards import join_board, listen
 from iqa_ray.training.inputs import Inputs
 from iqa_ray.training.runs import Result, Run, RunFiles, train_run
-from iqa_ray.training.seeds import (
-    configure_run,
-    keep_interrupts,
-    remove_folder,
-    root_cause,
-)
+from iqa_ray.training.seeds import configure_run, keep_interrupts, root_cause
 from iqa_ray.training.sharing import (
     Material,
     Shared,
@@ -106,6 +101,8 @@ def train_runs(
 
     Raises:
         IncompleteError: images can no longer be read, or no worker could be started.
+
+    What `on_event` raises ends the workers and is raised here.
     """
     resources, num_lanes = plan
     weights = {name: ray.put(data) for name, data in material.weights.items()}
@@ -196,7 +193,7 @@ class _Group:
                     outcome.guilty = [in_hand[rank] for rank in dead if rank in in_hand]
                     outcome.lost = root_cause(error)
         finally:
-            remove_folder(folder)
+            delete_folder(folder)
         return outcome
 
     def _make_trainer(self, num_workers: int, board: Any, folder: Location) -> TorchTrainer:
@@ -227,6 +224,7 @@ def _work(config: dict[str, Any]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     board, shared = config["board"], config["shared"]
+    join_board(board)
     material, files = shared.material, RunFiles(config["folder"])
     targets = torch.tensor(material.targets)  # a copy: what Ray holds cannot be written
     inputs: dict[str, Inputs] = {}

@@ -47,7 +47,7 @@ class TrainingSet:
 
 
 class DivergedError(RuntimeError):
-    """The loss is not a number."""
+    """The loss, or what a network makes of an image, is not a number."""
 
 
 def pick_device() -> torch.device:
@@ -64,11 +64,12 @@ class Trainer:
     trained, and inputs are features.
 
     Args:
-        recipe: how to train.
+        recipe: how to train, with batches of two images or more.
         model: the classifier to be trained, on its device; made after `torch.manual_seed`.
     """
 
     def __init__(self, recipe: Recipe, model: Classifier) -> None:
+        assert recipe.batch_size > 1, "no epoch would have a batch"
         self.model = model
         self._recipe = recipe
         self._network: nn.Module = model.head if recipe.freeze_backbone else model
@@ -83,15 +84,16 @@ class Trainer:
     def train_epoch(self, inputs: Inputs, targets: Tensor, rows: Tensor) -> tuple[float, float]:
         """Train on each of `rows` (N,) once; returns the mean loss, and the accuracy in [0, 1].
 
-        Both are those of the batches as they were trained on. `targets` holds class indices.
+        Both are those of the batches as they were trained on. `targets` holds class indices. Where
+        a batch of one would be left at the end, that image is left out of the epoch, since batch
+        normalisation may have nothing to normalise in it.
 
         Raises:
             DivergedError: the loss is not a number.
         """
         self._network.train()
         order = rows[torch.randperm(len(rows), generator=self._generator)]
-        # batch normalisation has nothing to normalise in a batch of one
-        batches = [b for b in order.split(self._recipe.batch_size) if len(b) > 1] or [order]
+        batches = [batch for batch in order.split(self._recipe.batch_size) if len(batch) > 1]
         total = torch.zeros(2, device=self._device)
         for batch in batches:
             wanted = targets[batch].to(self._device)
@@ -111,13 +113,17 @@ class Trainer:
 
     @torch.inference_mode()
     def predict(self, inputs: Inputs, rows: Tensor) -> NDArray[np.float32]:
-        """(N, num_classes) softmax outputs for `rows` (N,)."""
+        """(N, num_classes) softmax outputs for `rows` (N,).
+
+        Raises:
+            DivergedError: some are not a number.
+        """
         self._network.eval()
         outputs = [
             self._forward(inputs[batch].to(self._device)).softmax(1).cpu()
             for batch in rows.split(self._recipe.batch_size)
         ]
-        return np.asarray(torch.cat(outputs).numpy())
+        return _check_numbers(np.asarray(torch.cat(outputs).numpy()))
 
     def _forward(self, images: Tensor) -> Tensor:
         if self._device.type == "cpu":
@@ -154,7 +160,8 @@ def start_training(recipe: Recipe, num_classes: int, weights: bytes | None = Non
     `weights` are the content of the file that `find_weights` names, for where it is not.
     """
     torch.manual_seed(recipe.seed)
-    model = backbones.create(recipe.backbone, num_classes, weights or recipe.weights)
+    source = recipe.weights if weights is None else weights
+    model = backbones.create(recipe.backbone, num_classes, source)
     return Trainer(recipe, model.to(pick_device()))
 
 
@@ -255,9 +262,21 @@ def compute_features(
 def predict_probabilities(
     model: Classifier, pixels: Pixels, batch_size: int = 32
 ) -> NDArray[np.float32]:
-    """(n, num_classes) softmax outputs for (n, S, S, 3) uint8 RGB."""
+    """(n, num_classes) softmax outputs for (n, S, S, 3) uint8 RGB.
+
+    Raises:
+        DivergedError: some are not a number.
+    """
     model.eval()
     device = model.head.weight.device
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     outputs = [model(batch.to(device)).softmax(1).cpu() for batch in images.split(batch_size)]
-    return np.asarray(torch.cat(outputs).numpy())
+    return _check_numbers(np.asarray(torch.cat(outputs).numpy()))
+
+
+def _check_numbers(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The outputs of a network, if all are numbers."""
+    bad = int((~np.isfinite(outputs).all(axis=1)).sum())
+    if bad:
+        raise DivergedError(f"the outputs for {bad} of {len(outputs)} images are not numbers")
+    return outputs

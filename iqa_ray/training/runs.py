@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pyarrow import fs as pafs
 from torch import Tensor
 
-from iqa_ray.files import Location, read_bytes, write_bytes
+from iqa_ray.files import Location, delete_file, read_whole, remove_unfinished, write_bytes
 from iqa_ray.studies.statistics import measure_auc
 from iqa_ray.training.inputs import Inputs
 from iqa_ray.training.loop import DivergedError, Recipe, Trainer, start_training
@@ -55,7 +54,7 @@ class RunFiles:
     def read_result(self, run: Run) -> Result | None:
         """What a finished run came to; None if it is not finished."""
         try:
-            loaded: Result = json.loads(read_bytes(self._result(run)))
+            loaded: Result = json.loads(read_whole(self._result(run)))
         except FileNotFoundError:
             return None
         return loaded
@@ -63,17 +62,17 @@ class RunFiles:
     def write_result(self, run: Run, result: Result) -> None:
         text = json.dumps(result, allow_nan=False, indent=1)
         write_bytes(self._result(run), text.encode())
-        self._remove(self._checkpoint(run))
+        delete_file(self._checkpoint(run))
 
     def read_checkpoint(self, run: Run) -> dict[str, Any] | None:
-        """The state that a run goes on from; what a killed writer left half written is removed."""
-        folder = self._folder / "checkpoints"
-        selector = pafs.FileSelector(folder.path, allow_not_found=True)
-        for info in folder.filesystem.get_file_info(selector):
-            if info.base_name.startswith(f".{run.key}."):
-                folder.filesystem.delete_file(info.path)
+        """The state that a run goes on from; None if it has none.
+
+        What writers that were killed long ago left half written is removed. What is young may be
+        that of another process, which trains the same run now.
+        """
+        remove_unfinished(self._folder / "checkpoints")
         try:
-            data = read_bytes(self._checkpoint(run))
+            data = read_whole(self._checkpoint(run))
         except FileNotFoundError:
             return None
         state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -86,20 +85,14 @@ class RunFiles:
 
     def forget(self, run: Run) -> None:
         """Remove what there is of a run."""
-        self._remove(self._result(run))
-        self._remove(self._checkpoint(run))
+        delete_file(self._result(run))
+        delete_file(self._checkpoint(run))
 
     def _result(self, run: Run) -> Location:
         return self._folder / f"runs/{run.key}.json"
 
     def _checkpoint(self, run: Run) -> Location:
         return self._folder / f"checkpoints/{run.key}.pt"
-
-    def _remove(self, file: Location) -> None:
-        try:
-            file.filesystem.delete_file(file.path)
-        except FileNotFoundError:
-            return
 
 
 def train_run(
@@ -142,13 +135,13 @@ def train_run(
         start_s = time.monotonic()
         try:
             row = {"epoch": epoch, **_do_epoch(trainer, inputs, targets, parts)}
+            rank = [row["validation_accuracy"], -row["validation_loss"]]
+            is_best = best is None or rank > best["rank"]
+            if is_best or epoch == run.recipe.epochs:
+                last = _test(trainer, inputs, targets, parts["test"])
         except DivergedError as diverged:
             error = f"{diverged} in epoch {epoch}"
             break
-        rank = [row["validation_accuracy"], -row["validation_loss"]]
-        is_best = best is None or rank > best["rank"]
-        if is_best or epoch == run.recipe.epochs:
-            last = _test(trainer, inputs, targets, parts["test"])
         if is_best:
             best = {**(last or {}), "rank": rank, "epoch": epoch}
         history.append({**row, "seconds": round(time.monotonic() - start_s, 4)})

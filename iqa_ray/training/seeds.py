@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from ray.train.torch import TorchTrainer
 
 from iqa_ray.cluster import plan_single_worker
 from iqa_ray.errors import IncompleteError
-from iqa_ray.files import Location, one_line
-from iqa_ray.training.boards import listen
+from iqa_ray.files import Location, delete_folder, one_line, read_bytes, write_bytes
+from iqa_ray.training.boards import join_board, listen
 from iqa_ray.training.loop import Recipe, TrainingSet, dump_checkpoint, train_from_files
 
 _CHECKPOINT_FILE = "classifier.pt"
@@ -37,7 +36,7 @@ def train_on_ray(
         recipe: how.
         images: on what.
         storage: a folder that every node can write, for the worker's checkpoint.
-        key: names the run; what an earlier run left there under this name is removed.
+        key: names the run, which others may do at the same time.
         on_event: told of `loaded` (num_images, num_unreadable) and of each epoch.
 
     Returns:
@@ -45,14 +44,17 @@ def train_on_ray(
 
     Raises:
         IncompleteError: the worker failed.
+
+    What `on_event` raises ends the worker and is raised here.
     """
-    run, room = storage / key, plan_single_worker()
-    remove_folder(run)
+    run, room = storage / f"{key}-{uuid.uuid4().hex[:12]}", plan_single_worker()
+    checkpoint = run / _CHECKPOINT_FILE
+    settings = {"recipe": recipe, "images": images, "file": checkpoint}
     try:
         with listen(on_event) as board, keep_interrupts():
-            result = TorchTrainer(
+            TorchTrainer(
                 _train_worker,
-                train_loop_config={"recipe": recipe, "images": images, "board": board},
+                train_loop_config={**settings, "board": board},
                 scaling_config=train.ScalingConfig(
                     num_workers=1,
                     use_gpu=room.num_gpus > 0,
@@ -60,13 +62,11 @@ def train_on_ray(
                 ),
                 run_config=configure_run(run),
             ).fit()
-        assert result.checkpoint is not None, "the worker reports a checkpoint"
-        with result.checkpoint.as_directory() as folder:
-            return Path(folder, _CHECKPOINT_FILE).read_bytes()
+        return read_bytes(checkpoint)
     except train.TrainingFailedError as error:
         raise IncompleteError(f"training failed: {root_cause(error)}") from None
     finally:
-        remove_folder(run)
+        delete_folder(run)
 
 
 def configure_run(folder: Location) -> train.RunConfig:
@@ -98,21 +98,13 @@ def keep_interrupts() -> Iterator[None]:
 
 
 def _train_worker(config: dict[str, Any]) -> None:
+    join_board(config["board"])
     num_threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
     torch.set_num_threads(num_threads)
     checkpoint = train_from_files(
         config["recipe"], config["images"], num_threads, config["board"].post.remote
     )
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, _CHECKPOINT_FILE).write_bytes(dump_checkpoint(checkpoint))
-        train.report({}, checkpoint=train.Checkpoint.from_directory(folder))
-
-
-def remove_folder(folder: Location) -> None:
-    try:
-        folder.filesystem.delete_dir(folder.path)
-    except FileNotFoundError:
-        return
+    write_bytes(config["file"], dump_checkpoint(checkpoint))
 
 
 def root_cause(error: BaseException) -> str:
