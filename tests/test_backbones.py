@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 
 import numpy as np
@@ -102,12 +103,59 @@ def test_bad_weights(tmp_path):
     torch.save(backbones.create("simplenet", 2).state_dict(), tmp_path / "other.pt")
     with pytest.raises(UsageError, match="not weights of resnet18"):
         backbones.create("resnet18", 2, str(tmp_path / "other.pt"))
+    for junk in ([], {"state": 3}, {5: torch.zeros(1)}):
+        torch.save(junk, tmp_path / "junk.pt")
+        with pytest.raises(UsageError, match="holds no state dict"):
+            backbones.create("resnet18", 2, str(tmp_path / "junk.pt"))
     with pytest.raises(UsageError, match="simplenet has no ImageNet weights"):
         backbones.create("simplenet", 2, "imagenet")
     with pytest.raises(UsageError, match="choose from resnet34"):
         backbones.create("resnet1", 2)
     with pytest.raises(UsageError, match="num_classes"):
         backbones.create("resnet18", 0)
+
+
+def as_torchvision_wrote(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A state dict as of before PyTorch 0.4.1, in which batch normalisation counts no batches."""
+    state = network.state_dict()
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def save(state: dict[str, torch.Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_weights_without_counts_of_batches_are_loaded(name):
+    if name == "efficientnet_lite0":
+        pytest.importorskip("efficientnet_lite_pytorch")
+    network = backbones.find_backbone(name).build()
+    state = as_torchvision_wrote(network)
+    has_normalisation = any(key.endswith("running_mean") for key in state)
+    assert (len(state) < len(network.state_dict())) == has_normalisation
+    loaded = backbones.create(name, 3, save(state)).features.state_dict()
+    last = backbones.find_backbone(name).last_layer
+    for key, value in state.items():
+        assert key.startswith(last + ".") or torch.equal(loaded[key], value)
+
+
+@pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_weights_that_lack_a_tensor_are_refused(name):
+    """Of each kind: a weight, a bias, a mean and a variance of batch normalisation."""
+    if name == "efficientnet_lite0":
+        pytest.importorskip("efficientnet_lite_pytorch")
+    backbone = backbones.find_backbone(name)
+    state = as_torchvision_wrote(backbone.build())
+    kinds = {
+        key.rpartition(".")[2]: key for key in state if not key.startswith(backbone.last_layer)
+    }
+    assert {"weight", "bias"} <= set(kinds)
+    for lost in kinds.values():
+        rest = {key: value for key, value in state.items() if key != lost}
+        with pytest.raises(UsageError, match=f"not weights of {name} .it has no {lost}"):
+            backbones.create(name, 3, save(rest))
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path):

@@ -165,20 +165,23 @@ def _load_weights(network: nn.Module, source: Path | bytes, name: str) -> None:
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     where = name if isinstance(source, bytes) else source
     try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file raises almost anything
         raise UsageError(f"--weights {where}: not a file of weights: {one_line(error)}") from None
-    if not isinstance(state, dict):
+    state = state.get("state", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise UsageError(f"--weights {where}: holds no state dict")
-    state = state.get("state", state)
     prefix = "features." if any(key.startswith("head.") for key in state) else ""
     last = BACKBONES[name].last_layer + "."
-    wanted = {key for key in network.state_dict() if not key.startswith(last)}
     given = {key.removeprefix(prefix): value for key, value in state.items()}
-    missing = sorted(wanted - set(given))
-    if missing:
-        raise UsageError(f"--weights {where}: not weights of {name} (it has no {missing[0]})")
+    wanted = {key for key in network.state_dict() if not key.startswith(last)}
     try:
-        network.load_state_dict({key: given[key] for key in wanted}, strict=False)
+        found = network.load_state_dict(
+            {key: given[key] for key in wanted & set(given)}, strict=False
+        )
     except RuntimeError as error:
         raise UsageError(f"--weights {where}: not weights of {name}: {one_line(error)}") from None
+    # PyTorch's own list: it does without the counts of batches, which older files lack
+    missing = sorted(wanted.intersection(found.missing_keys))
+    if missing:
+        raise UsageError(f"--weights {where}: not weights of {name} (it has no {missing[0]})")
