@@ -152,20 +152,25 @@ def _check_classes(training: pa.Table, chosen: pa.Table) -> set[str]:
 
 
 def _make_recipe(job: PredictJob) -> Recipe:
+    from iqa_ray.training.backbones import choose_image_size
     from iqa_ray.training.loop import Recipe
 
     assert job.backbone is not None
     names = {field.name for field in fields(Recipe)}
-    return Recipe(**{name: value for name, value in job.model_dump().items() if name in names})
+    settings = {name: value for name, value in job.model_dump().items() if name in names}
+    settings["image_size"] = choose_image_size([job.backbone], job.image_size)
+    return Recipe(**settings)
 
 
 def _describe_recipe(job: PredictJob, training: pa.Table) -> str:
     """Everything that decides what a classifier becomes, but the images themselves."""
     from iqa_ray.training.initial_weights import find_weights
+    from iqa_ray.training.loop import TRAINING_VERSION
 
     assert job.backbone is not None
     weights = find_weights(job.backbone, job.weights)
     settings = {
+        "version": TRAINING_VERSION,
         **asdict(_make_recipe(job)),
         "weights_hash": hash_content(weights.read_bytes()) if weights else None,
         "labels": training.column("label").to_pylist(),

@@ -9,8 +9,11 @@ import pytest
 import torch
 from deep import serve
 
+from iqa_ray import predicting
 from iqa_ray.cli import main
+from iqa_ray.config import make_job
 from iqa_ray.errors import UsageError
+from iqa_ray.predicting import PredictJob
 from iqa_ray.training import backbones, initial_weights
 from iqa_ray.training.initial_weights import find_weights
 from iqa_ray.training.loop import Recipe, predict_probabilities, train_classifier
@@ -25,6 +28,38 @@ def test_simplenet_has_the_published_number_of_parameters():
     assert isinstance(model, torch.nn.Module)
     assert num_parameters(model) == 1_425_606
     assert model(torch.rand(2, 3, 256, 256)).shape == (2, 6)
+
+
+def test_simplenet_drops_out_what_was_published():
+    """Elaraby et al., section 3.2.1: 20% from the second to the third convolution, and so on."""
+    layers = backbones.create("simplenet", num_classes=6).features
+    shares = {
+        name: layer.p for name, layer in layers.named_children() if name.startswith("dropout")
+    }
+    assert shares.pop("dropout_dense") > 0  # of a share that is not published
+    assert shares == {
+        "dropout2": 0.2, "dropout3": 0.2, "dropout4": 0.3, "dropout5": 0.3, "dropout6": 0.4,
+        "dropout7": 0.4,
+    }  # fmt: skip
+    order = [name for name, _ in layers.named_children()]
+    for number in range(2, 7):
+        assert order.index(f"conv{number}") < order.index(f"dropout{number}")
+        assert order.index(f"dropout{number}") < order.index(f"conv{number + 1}")
+
+
+def test_networks_see_images_of_the_size_they_were_published_for():
+    def predict(**settings):
+        job = make_job(PredictJob, {"workspace": "ws", "split": "0.5", **settings})
+        return predicting._make_recipe(job).image_size
+
+    assert predict(backbone="simplenet") == 256
+    assert predict(backbone="resnet18") == 224
+    assert predict(backbone="simplenet", image_size="64") == 64
+    choose = backbones.choose_image_size
+    assert choose(["resnet18", "alexnet", "vgg19"], None) == 224
+    assert choose(["resnet18", "simplenet"], 128) == 128
+    with pytest.raises(UsageError, match="resnet18 224, simplenet 256 px.: .* --image-size"):
+        choose(["resnet18", "simplenet"], None)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ import torch
 
 from iqa_ray.capacity import Resources
 from iqa_ray.files import locate
-from iqa_ray.training import lanes, sharing
+from iqa_ray.training import lanes, loop, sharing
 from iqa_ray.training import runs as runs_module
 from iqa_ray.training.augment import augment_images
 from iqa_ray.training.inputs import ChunkedImages
-from iqa_ray.training.loop import Recipe, compute_features, start_training
+from iqa_ray.training.loop import Recipe, compute_features, predict_probabilities, start_training
 from iqa_ray.training.runs import Run, RunFiles, train_run
 
 RECIPE = Recipe("resnet18", "none", 4, 32, 8, 1e-3, seed=3)
@@ -240,6 +240,69 @@ def test_frozen_networks_of_one_file_are_one(inline_ray):
     )
     for run in runs:
         assert torch.equal(open_frozen(shared, run), own)
+
+
+# --- evaluation -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tf32():
+    """GPUs may compute in TF32, as cuDNN does unless told otherwise."""
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = True
+    yield lambda: [backend.allow_tf32 for backend in backends]
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
+
+
+def test_evaluation_is_in_full_precision(monkeypatch, tf32):
+    """Though training is in bf16, here by the CPU's autocast, and TF32 is allowed on GPUs."""
+    bf16 = torch.autocast("cpu", torch.bfloat16)
+    monkeypatch.setattr(loop, "mixed_precision", lambda device: bf16)
+
+    def note(*_):
+        seen.append([torch.is_autocast_enabled("cpu"), *tf32()])
+
+    trainer, rows, seen = start_training(RECIPE, 2), torch.arange(8), []
+    trainer.model.features.register_forward_hook(note)
+    trainer.train_epoch(INPUTS, TARGETS, rows)
+    assert seen == [[True, True, True]]
+    seen.clear()
+    assert trainer.predict(INPUTS, rows).dtype == np.float32
+    compute_features(trainer.model, INPUTS, rows)
+    predict_probabilities(trainer.model, PIXELS[:8])
+    assert seen == [[False, False, False]] * 3
+    assert tf32() == [True, True]
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_gpus_train_in_bf16():
+    context = loop.mixed_precision(torch.device("cuda"))
+    assert isinstance(context, torch.autocast)
+    assert context.fast_dtype == torch.bfloat16
+    assert not isinstance(loop.mixed_precision(torch.device("cpu")), torch.autocast)
+
+
+def test_confident_errors_are_measured():
+    """Logits of 60 and 50: in fp32 both probabilities are 1, and the second is of the wrong class.
+
+    The area tells them apart, and the error costs its 50 nats.
+    """
+    trainer = start_training(Recipe(**{**vars(RECIPE), "freeze_backbone": True, "lr": 1e-12}), 2)
+    with torch.no_grad():
+        trainer.model.head.weight.zero_()
+        trainer.model.head.bias.zero_()
+        trainer.model.head.weight[0, 0] = 1
+    features = torch.zeros(2, 512)
+    features[:, 0] = torch.tensor([60, 50])
+    targets, rows = torch.tensor([0, 1]), torch.arange(2)
+    tested = runs_module._test(trainer, features, targets, rows)
+    assert tested == {"accuracy": 0.5, "auc": 1.0}
+    row = runs_module._do_epoch(trainer, features, targets, {"train": rows, "validation": rows})
+    assert row["validation_loss"] == pytest.approx(25, rel=1e-6)
+    assert row["validation_accuracy"] == 0.5
 
 
 def test_pieces_are_one():
