@@ -62,9 +62,15 @@ def test_log_odds_by_hand():
     logits = np.log([[1, 2, 5], [3, 1, 4]]).astype(np.float32)
     expected = np.log([[1 / 7, 2 / 6, 5 / 3], [3 / 5, 1 / 7, 4 / 4]])
     np.testing.assert_allclose(compute_log_odds(logits), expected, atol=1e-6)
+    # in fp64, though logits are not
+    expected = [[1 - np.log(2), -np.log1p(np.e), -np.log1p(np.e)]]
+    found = compute_log_odds(np.array([[1, 0, 0]], np.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
     # of two classes: the difference, to the last bit
-    two = np.array([[200.0, -0.25], [-300.0, 0.5]], np.float32)
-    np.testing.assert_array_equal(compute_log_odds(two), [[200.25, -200.25], [-300.5, 300.5]])
+    two = np.array([[20_000, 2**-10], [-300, 0.5]], np.float32)
+    difference = 20_000 - 2**-10  # which fp32 cannot tell from 20,000
+    expected = [[difference, -difference], [-300.5, 300.5]]
+    np.testing.assert_array_equal(compute_log_odds(two), expected)
 
 
 def test_confident_errors_are_no_ties():
