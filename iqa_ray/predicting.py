@@ -35,8 +35,6 @@ from iqa_ray.train_job import BackboneName, TrainingJob
 if TYPE_CHECKING:
     from iqa_ray.training.loop import Recipe
 
-# of what a model's key says; version 1 did not leave out training images that were not read
-_KEY_VERSION = 2
 
 
 class PredictJob(TrainingJob):
@@ -167,25 +165,30 @@ def _check_classes(training: pa.Table, chosen: pa.Table) -> set[str]:
 
 
 def _make_recipe(job: PredictJob) -> Recipe:
+    from iqa_ray.training.backbones import choose_image_size
     from iqa_ray.training.loop import Recipe
 
     assert job.backbone is not None
     names = {field.name for field in fields(Recipe)}
-    return Recipe(**{name: value for name, value in job.model_dump().items() if name in names})
+    settings = {name: value for name, value in job.model_dump().items() if name in names}
+    settings["image_size"] = choose_image_size([job.backbone], job.image_size)
+    return Recipe(**settings)
 
 
 def _describe_recipe(job: PredictJob) -> dict[str, Any]:
     """Everything that decides what a classifier becomes, but the images and their labels."""
     from iqa_ray.training.backbones import check_backbone
     from iqa_ray.training.initial_weights import find_weights
+    from iqa_ray.training.loop import TRAINING_VERSION
 
     assert job.backbone is not None
     weights = find_weights(job.backbone, job.weights)
-    check_backbone(job.backbone, weights, job.image_size)
+    recipe = _make_recipe(job)
+    check_backbone(job.backbone, weights, recipe.image_size)
     return {
-        **asdict(_make_recipe(job)),
+        "version": TRAINING_VERSION,
+        **asdict(recipe),
         "weights_hash": hash_content(weights.read_bytes()) if weights else None,
-        "version": _KEY_VERSION,
     }
 
 

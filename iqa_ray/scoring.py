@@ -262,11 +262,15 @@ def describe_scores(summary: dict[str, Any]) -> str:
                 f"  {name}: beside fp32, the scores of {shift['num_images']} images moved by "
                 f"{shift['mean']:.2g} in the mean and {shift['max']:.2g} at most"
             )
-    for name, statuses in summary["failures"].items():
-        for status, entry in statuses.items():
-            lines.append(
-                f"  {name} {status}: {entry['num_images']:,}, such as {entry['example']!r} "
-                f"({entry['error']})"
-            )
+    lines += [f"  {line}" for line in describe_failures(summary["failures"])]
     lines.append(f"written: {summary['workspace']}/images.parquet and scores/")
     return "\n".join(lines)
+
+
+def describe_failures(failures: Mapping[str, Any]) -> list[str]:
+    """A line for people on each metric and status of the images without a score."""
+    return [
+        f"{name} {status}: {entry['num_images']:,}, such as {entry['example']!r} ({entry['error']})"
+        for name, statuses in failures.items()
+        for status, entry in statuses.items()
+    ]

@@ -26,7 +26,11 @@ class TrainingJob(WorkspaceJob):
         "weights pull --backbones …`",
     )
     epochs: int = Field(default=40, ge=1, description="passes over the training images")
-    image_size: int = Field(default=224, ge=16, description="pixels a side that the network sees")
+    image_size: int | None = Field(
+        default=None,
+        ge=16,
+        description="pixels a side that the network sees (default: 224, and 256 for simplenet)",
+    )
     batch_size: int = Field(
         default=32,
         ge=2,

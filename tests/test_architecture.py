@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,33 @@ def test_help_and_metrics_need_no_heavy_library():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_python_users_are_promised_is_there_after_one_import():
+    code = (
+        "import sys, iqa_ray\n"
+        "training = iqa_ray.training\n"
+        "print('torch' in sys.modules)\n"
+        "print(iqa_ray.training.backbones.create('simplenet', num_classes=6).head.out_features)\n"
+        "print(iqa_ray.metrics.create('lapm').name, callable(iqa_ray.score))\n"
+        "print(hasattr(training, 'nothing'))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines() == ["False", "6", "lapm True", "False"]
+
+
+def test_help_comes_at_once():
+    """The least processor time of a few tries: how long it takes depends on what else runs."""
+    command = [sys.executable, "-m", "iqa_ray.cli", "--help"]
+    spent_s = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent_s.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent_s) < 0.3
 
 
 def test_jobs_are_thin_and_shadow_nothing():

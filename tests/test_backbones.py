@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 import torch
 from deep import serve
 
+from iqa_ray import predicting
 from iqa_ray.cli import main
+from iqa_ray.config import make_job
 from iqa_ray.errors import UsageError
+from iqa_ray.predicting import PredictJob
 from iqa_ray.training import backbones, initial_weights
 from iqa_ray.training.initial_weights import find_weights
 from iqa_ray.training.loop import Recipe, predict_probabilities, start_training, train_classifier
@@ -24,6 +28,38 @@ def test_simplenet_has_the_published_number_of_parameters():
     assert isinstance(model, torch.nn.Module)
     assert num_parameters(model) == 1_425_606
     assert model(torch.rand(2, 3, 256, 256)).shape == (2, 6)
+
+
+def test_simplenet_drops_out_what_was_published():
+    """Elaraby et al., section 3.2.1: 20% from the second to the third convolution, and so on."""
+    layers = backbones.create("simplenet", num_classes=6).features
+    shares = {
+        name: layer.p for name, layer in layers.named_children() if name.startswith("dropout")
+    }
+    assert shares.pop("dropout_dense") > 0  # of a share that is not published
+    assert shares == {
+        "dropout2": 0.2, "dropout3": 0.2, "dropout4": 0.3, "dropout5": 0.3, "dropout6": 0.4,
+        "dropout7": 0.4,
+    }  # fmt: skip
+    order = [name for name, _ in layers.named_children()]
+    for number in range(2, 7):
+        assert order.index(f"conv{number}") < order.index(f"dropout{number}")
+        assert order.index(f"dropout{number}") < order.index(f"conv{number + 1}")
+
+
+def test_networks_see_images_of_the_size_they_were_published_for():
+    def predict(**settings):
+        job = make_job(PredictJob, {"workspace": "ws", "split": "0.5", **settings})
+        return predicting._make_recipe(job).image_size
+
+    assert predict(backbone="simplenet") == 256
+    assert predict(backbone="resnet18") == 224
+    assert predict(backbone="simplenet", image_size="64") == 64
+    choose = backbones.choose_image_size
+    assert choose(["resnet18", "alexnet", "vgg19"], None) == 224
+    assert choose(["resnet18", "simplenet"], 128) == 128
+    with pytest.raises(UsageError, match="resnet18 224, simplenet 256 px.: .* --image-size"):
+        choose(["resnet18", "simplenet"], None)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +138,59 @@ def test_bad_weights(tmp_path):
     torch.save(backbones.create("simplenet", 2).state_dict(), tmp_path / "other.pt")
     with pytest.raises(UsageError, match="not weights of resnet18"):
         backbones.create("resnet18", 2, str(tmp_path / "other.pt"))
+    for junk in ([], {"state": 3}, {5: torch.zeros(1)}):
+        torch.save(junk, tmp_path / "junk.pt")
+        with pytest.raises(UsageError, match="holds no state dict"):
+            backbones.create("resnet18", 2, str(tmp_path / "junk.pt"))
     with pytest.raises(UsageError, match="simplenet has no ImageNet weights"):
         backbones.create("simplenet", 2, "imagenet")
     with pytest.raises(UsageError, match="choose from resnet34"):
         backbones.create("resnet1", 2)
     with pytest.raises(UsageError, match="num_classes"):
         backbones.create("resnet18", 0)
+
+
+def as_torchvision_wrote(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A state dict as of before PyTorch 0.4.1, in which batch normalisation counts no batches."""
+    state = network.state_dict()
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def save(state: dict[str, torch.Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_weights_without_counts_of_batches_are_loaded(name):
+    if name == "efficientnet_lite0":
+        pytest.importorskip("efficientnet_lite_pytorch")
+    network = backbones.find_backbone(name).build()
+    state = as_torchvision_wrote(network)
+    has_normalisation = any(key.endswith("running_mean") for key in state)
+    assert (len(state) < len(network.state_dict())) == has_normalisation
+    loaded = backbones.create(name, 3, save(state)).features.state_dict()
+    last = backbones.find_backbone(name).last_layer
+    for key, value in state.items():
+        assert key.startswith(last + ".") or torch.equal(loaded[key], value)
+
+
+@pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_weights_that_lack_a_tensor_are_refused(name):
+    """Of each kind: a weight, a bias, a mean and a variance of batch normalisation."""
+    if name == "efficientnet_lite0":
+        pytest.importorskip("efficientnet_lite_pytorch")
+    backbone = backbones.find_backbone(name)
+    state = as_torchvision_wrote(backbone.build())
+    kinds = {
+        key.rpartition(".")[2]: key for key in state if not key.startswith(backbone.last_layer)
+    }
+    assert {"weight", "bias"} <= set(kinds)
+    for lost in kinds.values():
+        rest = {key: value for key, value in state.items() if key != lost}
+        with pytest.raises(UsageError, match=f"not weights of {name} .it has no {lost}"):
+            backbones.create(name, 3, save(rest))
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path):

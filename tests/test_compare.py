@@ -29,6 +29,7 @@ from iqa_ray.studies import arms
 from iqa_ray.studies.compare_quality import CompareJob, describe_compare, run_compare
 from iqa_ray.studies.splits import find_leaks
 from iqa_ray.studies.vary_quality import VaryJob, describe_vary, run_vary
+from iqa_ray.training.lanes import RunFailure
 from iqa_ray.training.runs import RunFiles
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -191,7 +192,6 @@ def test_a_killed_driver_s_study_is_gone_on_with(ws, tmp_path):
 
 def pretend(monkeypatch, results):
     """Let runs come to `results`, one after the other, without training."""
-    from iqa_ray.training.lanes import RunFailure
     from iqa_ray.training.runs import RunFiles
 
     def train(todo, num_reused, material, place, job):
@@ -237,6 +237,22 @@ def test_other_settings_are_other_runs(ws, monkeypatch):
     compare(ws, seeds=(1,))
     pretend(monkeypatch, [])
     compare(ws, seeds=(0, 1))
+
+
+def test_simplenet_sees_images_of_its_own_size(ws, monkeypatch):
+    sizes = []
+
+    def train(todo, num_reused, material, place, job):
+        sizes.append({material.image_size, *(run.recipe.image_size for run in todo)})
+        return [RunFailure(run, "not trained") for run in todo]
+
+    monkeypatch.setattr(arms, "_train", train)
+    for settings in ({"image_size": None}, {"image_size": 48}):
+        with pytest.raises(IncompleteError, match="not trained"):
+            compare(ws, backbones=("simplenet",), seeds=(0,), **settings)
+    assert sizes == [{256}, {48}]
+    with pytest.raises(UsageError, match="published for images of different sizes"):
+        compare(ws, backbones=("simplenet", "resnet18"), image_size=None)
 
 
 def test_no_room_is_said_before_anything_starts(ws, capsys):

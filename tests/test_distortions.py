@@ -140,9 +140,26 @@ def test_fidelity_falls_with_fading_on_average_over_photographs(photos: list[np.
 def test_seeds_differ_and_generators_are_taken(name: str, scene: np.ndarray) -> None:
     first = distort(scene, name, level=3, rng=1)
     assert (first != distort(scene, name, level=3, rng=2)).any()
-    np.testing.assert_array_equal(
-        first, distort(scene, name, level=3, rng=np.random.default_rng(1))
-    )
+    assert (first != distort(scene, name, level=3)).any()
+    rng = np.random.default_rng(1)
+    drawn = [distort(scene, name, level=3, rng=rng) for _ in range(2)]
+    assert (drawn[0] != drawn[1]).any()
+    again = distort(scene, name, level=3, rng=np.random.default_rng(1))
+    np.testing.assert_array_equal(drawn[0], again)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_images_that_are_distorted_with_one_seed_do_not_share_their_noise(seed: int) -> None:
+    """Flat images of one size: what is left of each without it is its noise."""
+    fields = {}
+    for grey in (100, 101):
+        image = np.full((64, 64, 3), grey, np.uint8)
+        levels = [distort(image, "noise", level=level, rng=seed) for level in (1, 3, 3)]
+        noise = [level.astype(float).ravel() - grey for level in levels]
+        assert np.corrcoef(noise[0], noise[1])[0, 1] > 0.99  # one field, scaled
+        np.testing.assert_array_equal(levels[1], levels[2])
+        fields[grey] = noise[1]
+    assert abs(np.corrcoef(fields[100], fields[101])[0, 1]) < 0.05
 
 
 @pytest.mark.parametrize("name", DISTORTIONS)

@@ -6,16 +6,26 @@ import io
 import json
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import ray
 import torch
 
+from iqa_ray.capacity import Resources
 from iqa_ray.files import locate
+from iqa_ray.training import lanes, loop, sharing
 from iqa_ray.training import runs as runs_module
 from iqa_ray.training.augment import augment_images
 from iqa_ray.training.inputs import ChunkedImages
-from iqa_ray.training.loop import DivergedError, Recipe, predict_probabilities, start_training
+from iqa_ray.training.loop import (
+    DivergedError,
+    Recipe,
+    compute_features,
+    predict_probabilities,
+    start_training,
+)
 from iqa_ray.training.runs import Run, RunFiles, train_run
 
 RECIPE = Recipe("resnet18", "none", 4, 32, 8, 1e-3, seed=3)
@@ -228,13 +238,144 @@ def test_frozen_runs_train_the_head_alone(files):
     recipe = Recipe(**{**vars(RECIPE), "freeze_backbone": True})
     model = start_training(recipe, 1).model
     features = runs_module.start_training(recipe, 1).model.features.state_dict()
-    from iqa_ray.training.loop import compute_features
-
     inputs = compute_features(model, INPUTS, torch.arange(40))
     assert inputs.shape == (40, 512)
     result = train(make_run(recipe), files, inputs=inputs)
     assert result["history"][-1]["loss"] < result["history"][0]["loss"]
     torch.testing.assert_close(model.features.state_dict(), features)
+
+
+@pytest.fixture
+def inline_ray(monkeypatch):
+    """Tasks of `sharing` are done when they are asked for; what they return is the reference."""
+
+    class Task:
+        def __init__(self, function):
+            self.remote = function
+
+        def options(self, **_):
+            return self
+
+    context = SimpleNamespace(get_node_id=lambda: "here")
+    monkeypatch.setattr(
+        sharing,
+        "ray",
+        SimpleNamespace(
+            remote=Task, get=lambda given: given, get_runtime_context=lambda: context,
+            exceptions=ray.exceptions,
+        ),
+    )  # fmt: skip
+
+
+def share(weights=None):
+    material = sharing.Material([""] * 40, TARGETS.numpy(), 2, {}, 32, 10**6, "")
+    return sharing.Shared(material, {"resnet18": weights}, {"here": [PIXELS]}, {})
+
+
+def open_frozen(shared, run):
+    return lanes._open_inputs(run, shared, {})[torch.arange(40)]
+
+
+def freeze(seed, weights="none"):
+    settings = {**vars(RECIPE), "freeze_backbone": True, "seed": seed, "weights": weights}
+    return make_run(Recipe(**settings), key=str(seed))
+
+
+def test_frozen_random_networks_are_those_of_their_seeds(inline_ray, files, tmp_path):
+    """What a run comes to does not depend on the seeds that are trained beside it."""
+    runs = [freeze(seed) for seed in (3, 4, 5)]
+    threads = Resources(torch.get_num_threads())
+    shared = share()
+    shared.features = sharing.compute_features(runs, shared, threads)
+    assert len(shared.features) == 3
+    for run in runs:
+        model = start_training(run.recipe, 2).model
+        own = compute_features(model, INPUTS, torch.arange(40))
+        assert torch.equal(open_frozen(shared, run), own)
+    alone = share()
+    alone.features = sharing.compute_features(runs[:1], alone, threads)
+    first = train(runs[0], files, inputs=shared.open_features(("resnet18", 3)))
+    other = RunFiles(locate(tmp_path / "alone"))
+    again = train(runs[0], other, inputs=alone.open_features(("resnet18", 3)))
+    assert without_times(first) == without_times(again)
+
+
+def test_frozen_networks_of_one_file_are_one(inline_ray):
+    buffer = io.BytesIO()
+    torch.save(start_training(Recipe(**{**vars(RECIPE), "seed": 9}), 2).model.state_dict(), buffer)
+    weights = buffer.getvalue()
+    runs = [freeze(seed, "w.pt") for seed in (3, 4)]
+    shared = share(weights)
+    shared.features = sharing.compute_features(runs, shared, Resources(torch.get_num_threads()))
+    assert len(shared.features) == 1
+    own = compute_features(
+        start_training(runs[0].recipe, 2, weights).model, INPUTS, torch.arange(40)
+    )
+    for run in runs:
+        assert torch.equal(open_frozen(shared, run), own)
+
+
+# --- evaluation -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tf32():
+    """GPUs may compute in TF32, as cuDNN does unless told otherwise."""
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = True
+    yield lambda: [backend.allow_tf32 for backend in backends]
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
+
+
+def test_evaluation_is_in_full_precision(monkeypatch, tf32):
+    """Though training is in bf16, here by the CPU's autocast, and TF32 is allowed on GPUs."""
+    bf16 = torch.autocast("cpu", torch.bfloat16)
+    monkeypatch.setattr(loop, "mixed_precision", lambda device: bf16)
+
+    def note(*_):
+        seen.append([torch.is_autocast_enabled("cpu"), *tf32()])
+
+    trainer, rows, seen = start_training(RECIPE, 2), torch.arange(8), []
+    trainer.model.features.register_forward_hook(note)
+    trainer.train_epoch(INPUTS, TARGETS, rows)
+    assert seen == [[True, True, True]]
+    seen.clear()
+    assert trainer.predict(INPUTS, rows).dtype == np.float32
+    compute_features(trainer.model, INPUTS, rows)
+    predict_probabilities(trainer.model, PIXELS[:8])
+    assert seen == [[False, False, False]] * 3
+    assert tf32() == [True, True]
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_gpus_train_in_bf16():
+    context = loop.mixed_precision(torch.device("cuda"))
+    assert isinstance(context, torch.autocast)
+    assert context.fast_dtype == torch.bfloat16
+    assert not isinstance(loop.mixed_precision(torch.device("cpu")), torch.autocast)
+
+
+def test_confident_errors_are_measured():
+    """Logits of 60 and 50: in fp32 both probabilities are 1, and the second is of the wrong class.
+
+    The area tells them apart, and the error costs its 50 nats.
+    """
+    trainer = start_training(Recipe(**{**vars(RECIPE), "freeze_backbone": True, "lr": 1e-12}), 2)
+    with torch.no_grad():
+        trainer.model.head.weight.zero_()
+        trainer.model.head.bias.zero_()
+        trainer.model.head.weight[0, 0] = 1
+    features = torch.zeros(2, 512)
+    features[:, 0] = torch.tensor([60, 50])
+    targets, rows = torch.tensor([0, 1]), torch.arange(2)
+    tested = runs_module._test(trainer, features, targets, rows)
+    assert tested == {"accuracy": 0.5, "auc": 1.0}
+    row = runs_module._do_epoch(trainer, features, targets, {"train": rows, "validation": rows})
+    assert row["validation_loss"] == pytest.approx(25, rel=1e-6)
+    assert row["validation_accuracy"] == 0.5
 
 
 def test_pieces_are_one():

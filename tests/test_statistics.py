@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from iqa_ray.studies.statistics import (
+    adjust_holm,
     compare_arms,
+    compute_log_odds,
     format_comparison,
     format_varying,
     measure_auc,
@@ -54,6 +56,42 @@ def test_auc_by_hand():
 def test_auc_where_it_is_not_defined():
     assert np.isnan(measure_auc(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 0])))
     assert np.isnan(measure_auc(np.empty((0, 3)), np.empty(0, np.int64)))
+
+
+def test_log_odds_by_hand():
+    logits = np.log([[1, 2, 5], [3, 1, 4]]).astype(np.float32)
+    expected = np.log([[1 / 7, 2 / 6, 5 / 3], [3 / 5, 1 / 7, 4 / 4]])
+    np.testing.assert_allclose(compute_log_odds(logits), expected, atol=1e-6)
+    # in fp64, though logits are not
+    expected = [[1 - np.log(2), -np.log1p(np.e), -np.log1p(np.e)]]
+    found = compute_log_odds(np.array([[1, 0, 0]], np.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
+    # of two classes: the difference, to the last bit
+    two = np.array([[20_000, 2**-10], [-300, 0.5]], np.float32)
+    difference = 20_000 - 2**-10  # which fp32 cannot tell from 20,000
+    expected = [[difference, -difference], [-300.5, 300.5]]
+    np.testing.assert_array_equal(compute_log_odds(two), expected)
+
+
+def test_confident_errors_are_no_ties():
+    """Both probabilities are 1.0 in fp32 and fp64; the wrong image is the less sure one."""
+    logits = np.array([[60, 0, 0], [50, 0, 0]], np.float32)
+    labels = np.array([0, 1])
+    chances = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
+    chances /= chances.sum(1, keepdims=True)
+    assert chances[0, 0] == chances[1, 0] == 1
+    # class 0: the first is surer of it; class 1: the second gives it more
+    assert measure_auc(compute_log_odds(logits), labels) == 1
+    assert measure_auc(compute_log_odds(logits), 1 - labels) == 0
+
+
+@settings(max_examples=50)
+@given(st.lists(st.lists(st.integers(-8, 8), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_log_odds_are_those_of_softmax(rows):
+    logits = np.array(rows, np.float64)
+    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = np.log(chances) - np.log1p(-chances)
+    np.testing.assert_allclose(compute_log_odds(logits), expected, rtol=1e-6, atol=1e-9)
 
 
 @settings(max_examples=50)
@@ -138,6 +176,50 @@ def test_wilcoxon_of_many_runs_is_scipys():
     differences = np.random.default_rng(0).normal(0.1, 1, 30)
     expected = stats.wilcoxon(differences, method="exact").pvalue
     assert measure_difference(differences).wilcoxon_p == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("p_values", "adjusted"),
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # 3·0.01, 1·0.04 < 2·0.03, 4·0.005
+        ([0.4, np.nan, 0.9], [0.8, np.nan, 0.9]),
+        ([0.6, 0.7], [1.0, 1.0]),
+        ([0.02, 0.02], [0.04, 0.04]),
+        ([0.03], [0.03]),
+        ([np.nan], [np.nan]),
+        ([], []),
+    ],
+)
+def test_holm_by_hand(p_values, adjusted):
+    np.testing.assert_allclose(adjust_holm(np.array(p_values, np.float64)), adjusted, rtol=1e-12)
+
+
+def test_several_backbones_are_several_tests():
+    """The first row's p of 0.01324 doubles; its Wilcoxon p too; the other's are larger."""
+    runs = make_runs(
+        {
+            ("alexnet", "high"): [0.82, 0.85, 0.81, 0.84, 0.83],
+            ("alexnet", "all"): [0.8] * 5,
+            ("vgg19", "high"): [0.86, 0.79, 0.85, 0.78, 0.82],
+            ("vgg19", "all"): [0.8] * 5,
+            ("resnet18", "high"): [0.7, None, None, None, None],
+            ("resnet18", "all"): [0.7] * 5,
+        }
+    )
+    comparison = compare_arms(runs).set_index("backbone")
+    for measure in ("accuracy", "auc"):
+        t_p, holm = comparison[f"{measure}_t_p"], comparison[f"{measure}_t_p_holm"]
+        assert t_p["alexnet"] == pytest.approx(0.01324, abs=1e-5)
+        assert holm["alexnet"] == 2 * t_p["alexnet"]
+        assert holm["vgg19"] == t_p["vgg19"]
+        assert np.isnan(holm["resnet18"])
+        ranks_p = comparison[f"{measure}_wilcoxon_p_holm"]
+        assert ranks_p["alexnet"] == 2 * 0.0625
+    text = format_comparison(summarise_arms(runs), compare_arms(runs))
+    assert "p 0.0132 (paired t; Holm 0.0265), 0.0625 (Wilcoxon; Holm 0.125)" in text
+    assert text.splitlines()[-1] == "Holm: p adjusted for testing several models."
+    alone = runs[runs["backbone"] == "alexnet"]
+    assert "Holm" not in format_comparison(summarise_arms(alone), compare_arms(alone))
 
 
 def test_summary_by_hand():

@@ -125,6 +125,28 @@ def test_constant_series_are_counted_and_never_zero_or_nan_in_words():
     assert "nan" not in verdict.reason.lower()
 
 
+def test_missing_scores_are_not_called_constant():
+    """One sample has two scores, another three equal ones, and a third all of them."""
+    few = np.where(TEN > 1, np.nan, FALLING[0])
+    constant = np.where(TEN > 2, np.nan, 1.0)
+    table = study.summarise(make_series("m", "blurring", [few, constant, FALLING[0]]), {"m": True})
+    assert (table["num_undefined"][0], table["num_too_few"][0]) == (2, 1)
+    verdict = judge(make_series("m", "blurring", [few, few, FALLING[0]]))["m"]
+    assert verdict.reason.startswith(
+        "the correlation with blurring is undefined for 2 samples (2 of them for fewer than 3 "
+        "images with a score; 16 of 30 images have no score)"
+    )
+    verdict = judge(make_series("m", "blurring", [few, constant]))["m"]
+    assert verdict.reason.startswith(
+        "the correlation with blurring is undefined for 2 samples (1 of them for fewer than 3 "
+        "images with a score, 1 of them for constant scores; 15 of 20 images have no score)"
+    )
+    verdict = judge(make_series("m", "blurring", [[1.0] * 10] * 2))["m"]
+    assert verdict.reason.startswith(
+        "the correlation with blurring is undefined for 2 samples (2 of them for constant scores)"
+    )
+
+
 def test_one_constant_series_is_left_out_and_said():
     blurring = make_series("m", "blurring", [*FALLING, [3.0] * 10])
     verdict = judge(*good()[:2], blurring)["m"]
@@ -228,7 +250,7 @@ def test_the_papers_table_1_under_the_default_thresholds():
     rows = [
         {
             "metric": name, "configuration": configuration, "srcc": value, "srcc_quality": -value,
-            "num_undefined": 0, "num_failed": 0, "num_images": 140,
+            "num_undefined": 0, "num_too_few": 0, "num_failed": 0, "num_images": 140,
         }
         for configuration, values in srcc.items()
         for name, value in zip(names, values, strict=True)

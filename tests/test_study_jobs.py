@@ -17,6 +17,7 @@ from iqa_ray.cli import main
 from iqa_ray.config import make_job
 from iqa_ray.data.dotcodes import make_dataset
 from iqa_ray.errors import UsageError
+from iqa_ray.selection import study_jobs
 from iqa_ray.selection.jobs import SelectJob, run_select
 from iqa_ray.selection.study_jobs import StudyJob, describe_study, run_study
 from iqa_ray.store import Workspace
@@ -190,6 +191,58 @@ def test_unusable_series(defocus, ws, change, message):
     change(pd.read_csv(defocus).query("configuration == 'blurring'")).to_csv(defocus, index=False)
     with pytest.raises(UsageError, match=message):
         run(ws, series=str(defocus), metrics=("lapm",))
+
+
+def read_scores_of_series(ws):
+    frame = pd.read_parquet(f"{ws}/study/series_scores.parquet")
+    assert frame["path"].str.startswith(f"{ws}/study/series/").all()
+    assert set(frame["status"]) == {"ok"}
+    return frame.assign(path=frame["path"].str.removeprefix(ws))
+
+
+def test_series_that_are_gone_are_made_again(codes, ws, capsys):
+    settings = {"metrics": ("lapm",), "num_samples": 2, "image_size": 64}
+    summary = run(ws, codes, **settings)
+    before = read_scores_of_series(ws)
+    assert "gone" not in capsys.readouterr().err
+    lost = next(iter(Path(ws).glob("study/series/*/*/blurring-7.png")))
+    for lose, num_lost in ((lambda: shutil.rmtree(f"{ws}/study/series"), 90), (lost.unlink, 1)):
+        lose()
+        again = run(ws, codes, **settings)
+        assert f"{num_lost} images of the series are gone from {ws}" in capsys.readouterr().err
+        assert {**again, "seconds": 0} == {**summary, "seconds": 0}
+        pd.testing.assert_frame_equal(read_scores_of_series(ws), before)
+
+
+def test_a_workspace_that_was_moved_is_studied_without_making_or_scoring_anything(
+    codes, ws, tmp_path, monkeypatch, capsys
+):
+    settings = {"metrics": ("lapm",), "num_samples": 2, "image_size": 64}
+    summary = run(ws, codes, **settings)
+    before = read_scores_of_series(ws)
+    new = str(tmp_path / "elsewhere")
+    shutil.move(ws, new)
+    capsys.readouterr()
+    monkeypatch.setattr(study_jobs, "_make_series", lambda *_: pytest.fail("made again"))
+    again = run(new, codes, **settings)
+    assert "scoring" not in capsys.readouterr().err
+    assert {**again, "seconds": 0, "workspace": ws} == {**summary, "seconds": 0}
+    pd.testing.assert_frame_equal(read_scores_of_series(new), before)
+
+
+def test_missing_files_of_a_users_series_are_named(defocus, ws, capsys):
+    frame = pd.read_csv(defocus).query("configuration == 'blurring'")
+    frame.to_csv(defocus, index=False)
+    for name in frame[frame["index"] > 1]["path"]:
+        (defocus.parent / name).unlink()
+    summary = run(ws, series=str(defocus), metrics=("lapm",))
+    reason = summary["metrics"]["lapm"]["reason"]
+    assert "blurring is undefined for 3 samples (3 of them for fewer than 3 images" in reason
+    assert "24 of 30 images have no score" in reason
+    assert "constant" not in reason
+    said = capsys.readouterr().err
+    assert "lapm unreadable: 24, such as " in said
+    assert "0-2.png" in said
 
 
 def test_unusable_images(tmp_path, ws, capsys):

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from iqa_ray.decoding import hash_content
 from iqa_ray.distortions.blurs import blur_defocus, blur_gaussian, blur_motion
-from iqa_ray.distortions.checks import Pixels
+from iqa_ray.distortions.checks import Pixels, check_image
 from iqa_ray.distortions.codecs import compress_jpeg, compress_jpeg2000
 from iqa_ray.distortions.fading import transmit_fast_fading
 from iqa_ray.distortions.geometry import (
@@ -109,7 +110,9 @@ def distort(
         name: a key of `DISTORTIONS`.
         level: 1 (just visible) to 5 (severe).
         parameter: instead of a level, in the unit of the distortion.
-        rng: a generator, or a seed. One seed gives every level the same random draws.
+        rng: a generator, which is used as it is, or a seed. What is drawn from a seed also depends
+            on the image's content: every level of an image has the same draws and another image has
+            others, so that images that are distorted with one seed do not share a field of noise.
 
     Returns:
         (H, W, 3) uint8 RGB, contiguous, the same for the same arguments.
@@ -128,4 +131,7 @@ def distort(
             raise ValueError(f"level must be a whole number from 1 to 5, not {level}")
         parameter = distortion.levels[int(level) - 1]
     assert parameter is not None
-    return distortion.apply(image, parameter, np.random.default_rng(rng))
+    check_image(image)
+    if not isinstance(rng, np.random.Generator):
+        rng = np.random.default_rng([rng, int(hash_content(image.tobytes()), 16)])
+    return distortion.apply(image, parameter, rng)

@@ -96,32 +96,37 @@ def load_sample(path: str, options: str, max_pixels: int, image_size: int) -> Pi
 
 
 class SeriesMaker:
-    """Makes all series of a sample and writes them as PNG files below a folder."""
+    """Makes all series of a sample and writes them as PNG files below a folder of a workspace."""
 
     def __init__(
-        self, folder: str, options: str, max_pixels: int, image_size: int, seed: int
+        self,
+        workspace: str,
+        folder: str,
+        options: str,
+        max_pixels: int,
+        image_size: int,
+        seed: int,
     ) -> None:
-        self._folder = locate(folder)
+        self._workspace, self._folder = locate(workspace), folder
         self._options, self._max_pixels = options, max_pixels
         self._image_size, self._seed = image_size, seed
 
     def __call__(self, sample: Sample) -> list[dict[str, Any]]:
-        """Returns rows with the COLUMNS."""
+        """Returns rows with the COLUMNS; paths are relative to the workspace."""
         image = load_sample(sample.path, self._options, self._max_pixels, self._image_size)
-        folder = self._folder / sample.image_id
-        _write_png(folder / "unchanged.png", image)
+        folder = f"{self._folder}/{sample.image_id}"
+        _write_png(self._workspace / f"{folder}/unchanged.png", image)
         rows = []
         for name, configuration in CONFIGURATIONS.items():
             for index in range(configuration.num_images):
-                file = folder / f"{name}-{index}.png"
+                path = f"{folder}/{name}-{index}.png"
                 if index == 0 and configuration.starts_unchanged:
-                    file = folder / "unchanged.png"
+                    path = f"{folder}/unchanged.png"
                 else:
                     # the same draws at every index, so that only the strength differs
                     rng = np.random.default_rng([self._seed, int(sample.image_id, 16) % 2**32])
-                    _write_png(file, configuration.change(image, index, rng))
-                # without the options of the folder's URI, as in any manifest
-                path = file.prefix + file.path
+                    changed = configuration.change(image, index, rng)
+                    _write_png(self._workspace / path, changed)
                 rows.append(dict(zip(COLUMNS, (path, sample.name, index, name), strict=True)))
         return rows
 

@@ -114,8 +114,9 @@ def summarise(
         where the metric calls images better as the index rises; pcc_of_mean and srcc_of_mean
         (absolute correlation of the index with the mean score over samples, at those indices where
         every sample has one); monotone_share; num_samples, num_undefined (samples without a
-        correlation), num_images and num_failed. Correlations are NaN where they are undefined, and
-        means where fewer than two samples have one.
+        correlation), num_too_few (of those, samples with a score for fewer than three images),
+        num_images and num_failed. Correlations are NaN where they are undefined, and means where
+        fewer than two samples have one.
     """
     correlations = correlate_all(series)
     keys = ["metric", "configuration"]
@@ -134,6 +135,8 @@ def summarise(
         row["monotone_share"] = defined["is_monotone"].mean() if enough else np.nan
         row["num_samples"] = len(defined)
         row["num_undefined"] = len(group) - len(defined)
+        num_scores = group["num_images"] - group["num_failed"]
+        row["num_too_few"] = int((num_scores < SMALLEST_SERIES).sum())
         row["num_images"] = int(group["num_images"].sum())
         row["num_failed"] = int(group["num_failed"].sum())
         rows.append(row)
@@ -279,8 +282,16 @@ def _compare(name: str, row: Mapping[Any, Any], thresholds: Thresholds) -> tuple
 def _explain_undefined(name: str, row: Mapping[Any, Any]) -> str:
     if row["num_failed"] == row["num_images"]:
         return f"no image of the {name} series has a score"
-    why = "constant scores, or too few"
-    return f"the correlation with {name} is undefined for {row['num_undefined']} samples ({why})"
+    reasons = {
+        f"fewer than {SMALLEST_SERIES} images with a score": row["num_too_few"],
+        "constant scores": row["num_undefined"] - row["num_too_few"],
+    }
+    why = ", ".join(f"{num} of them for {reason}" for reason, num in reasons.items() if num)
+    missing = f"; {row['num_failed']} of {row['num_images']} images have no score"
+    return (
+        f"the correlation with {name} is undefined for {row['num_undefined']} samples ({why}"
+        f"{missing if row['num_failed'] else ''})"
+    )
 
 
 def _warn(rows: Rows, thresholds: Thresholds) -> Sequence[str]:

@@ -18,7 +18,7 @@ from iqa_ray.capacity import Resources
 from iqa_ray.config import make_job, positional
 from iqa_ray.decoding import ImageError
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.files import write_bytes
+from iqa_ray.files import delete_file, list_files, write_bytes
 from iqa_ray.images import list_images, relative_name
 from iqa_ray.parts import make_fingerprints
 from iqa_ray.pools import Pool, run_shards
@@ -26,7 +26,7 @@ from iqa_ray.progress import Progress, log
 from iqa_ray.report.figures import draw_series
 from iqa_ray.score_job import ScoreJob, ScoringJob
 from iqa_ray.scores import find_spec, read_scores
-from iqa_ray.scoring import run_score
+from iqa_ray.scoring import describe_failures, run_score
 from iqa_ray.selection.series import (
     SERIES_VERSION,
     Sample,
@@ -52,6 +52,7 @@ TABLE_FILE = f"{STUDY_FOLDER}/table.parquet"
 SCORES_FILE = f"{STUDY_FOLDER}/series_scores.parquet"
 AGREEMENT_FILE = f"{STUDY_FOLDER}/agreement.parquet"
 FIGURE_FILE = f"{STUDY_FOLDER}/series.png"
+_SERIES_FOLDER = f"{STUDY_FOLDER}/series"
 _SERIES_FILE = f"{STUDY_FOLDER}/series.parquet"
 _MANIFEST_FILE = f"{STUDY_FOLDER}/manifest.parquet"
 _SMALLEST_SIDE = 20  # so that each of ten crops takes at least a row and a column away
@@ -213,20 +214,45 @@ def _plan_series(workspace: Workspace, job: StudyJob) -> _Plan:
 
 def _make_and_score(workspace: Workspace, job: StudyJob) -> pd.DataFrame:
     plan = _plan_series(workspace, job)
-    record = workspace.read_record(_SERIES_FILE) or {}
-    if record.get("key") == plan.key:
-        made = workspace.read_table(_SERIES_FILE, "study IMAGES").to_pandas()
+    made = _find_made_series(workspace, plan.key)
+    if made is not None:
         return _score_series(workspace, made, job)
     with cluster.connect(job.address):
         log(f"making series of {len(plan.samples)} samples")
         made = _make_series(workspace, plan, job)
         workspace.write_frame(_SERIES_FILE, made, {"key": plan.key})
-        return _score_series(workspace, made, job)
+        return _score_series(workspace, _open_paths(workspace, made), job)
+
+
+def _find_made_series(workspace: Workspace, key: str) -> pd.DataFrame | None:
+    """The series that an earlier run made by the same plan, if all of their images are there."""
+    if (workspace.read_record(_SERIES_FILE) or {}).get("key") != key:
+        return None
+    made = workspace.read_table(_SERIES_FILE, "study IMAGES").to_pandas()
+    made = _open_paths(workspace, made)
+    folder = workspace.location / f"{_SERIES_FOLDER}/{key}"
+    there = {file.prefix + file.path for file in list_files(folder, ".png")}
+    num_lost = len(set(made["path"]) - there)
+    if num_lost:
+        log(f"{num_lost:,} images of the series are gone from {folder}")
+        return None
+    return made
+
+
+def _open_paths(workspace: Workspace, made: pd.DataFrame) -> pd.DataFrame:
+    """Series with paths as they are opened: a workspace may be moved with its series.
+
+    They are without the options of the workspace's URI, as in any manifest.
+    """
+    files = [workspace.location / path for path in made["path"]]
+    return made.assign(path=[file.prefix + file.path for file in files])
 
 
 def _make_series(workspace: Workspace, plan: _Plan, job: StudyJob) -> pd.DataFrame:
-    folder = str(workspace.location / f"{STUDY_FOLDER}/series/{plan.key}")
-    make = partial(SeriesMaker, folder, plan.options, job.max_pixels, job.image_size, job.seed)
+    """Make the images of the series; returns rows with their paths in the workspace."""
+    folder = f"{_SERIES_FOLDER}/{plan.key}"
+    settings = (plan.options, job.max_pixels, job.image_size, job.seed)
+    make = partial(SeriesMaker, str(workspace), folder, *settings)
     resources = Resources(num_cpus=job.cpus_per_actor)
     num_actors = cluster.count_actors(job.num_actors, resources, len(plan.samples))
     rows: dict[int, list[dict[str, Any]]] = {}
@@ -258,12 +284,20 @@ def _score_series(workspace: Workspace, series: pd.DataFrame, job: StudyJob) -> 
     scored_in = _nested(workspace)
     settings = {name: getattr(job, name) for name in ScoringJob.model_fields}
     settings |= {"images": str(workspace.location / _MANIFEST_FILE), "workspace": str(scored_in)}
-    run_score(make_job(ScoreJob, {**settings, "labels": "none"}))
+    # `score` refuses a workspace that was moved or had other limits, though its rows say what for
+    delete_file(scored_in.location / "images.parquet")
+    summary = run_score(make_job(ScoreJob, {**settings, "labels": "none"}))
+    for line in describe_failures(summary["failures"]):
+        log(line)
+    listed = scored_in.read_table("images.parquet", "study").select(["image_id", "path"])
+    series = series.merge(listed.to_pandas(), on="path", how="left", validate="many_to_one")
+    columns = ["image_id", "score", "status", "error"]
     frames = []
     for name in job.metrics:
-        scores = read_scores(scored_in, name).select(["path", "score", "status", "error"])
-        frame = series.merge(scores.to_pandas(), on="path", how="left", validate="many_to_one")
-        frames.append(frame.assign(metric=name))
+        # by id: rows that were scored before the workspace was moved have other paths
+        scores = read_scores(scored_in, name).select(columns).to_pandas()
+        frame = series.merge(scores, on="image_id", how="left", validate="many_to_one")
+        frames.append(frame.drop(columns="image_id").assign(metric=name))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -34,8 +34,6 @@ RUN_COLUMNS = (
     "arm", "backbone", "seed", "status", "error", "accuracy", "auc", "best_epoch", "last_accuracy",
     "last_auc", "history", "seconds", "device", "num_train",
 )  # fmt: skip
-# A change of training that gives other results: raise this so that old runs are not taken for new.
-_RUN_VERSION = 1
 
 
 class ArmsJob(TrainingJob):
@@ -212,22 +210,23 @@ def _train_missing(
     candidates: Candidates,
 ) -> pd.DataFrame:
     from iqa_ray.studies.live import check_log_dir
-    from iqa_ray.training.backbones import check_backbone
+    from iqa_ray.training.backbones import check_backbone, choose_image_size
     from iqa_ray.training.initial_weights import find_weights
     from iqa_ray.training.runs import RunFiles
     from iqa_ray.training.sharing import Material
 
     if job.log_dir is not None:
         check_log_dir(job.log_dir)
+    image_size = choose_image_size(backbones, job.image_size)
     weights = {}
     for name in backbones:
         path = find_weights(name, job.weights)
-        check_backbone(name, path, job.image_size)
+        check_backbone(name, path, image_size)
         weights[name] = path.read_bytes() if path else None
     hashes = candidates.frame[["image_id", "content_hash"]]
     pool = splits.drop_duplicates("image_id").merge(hashes, on="image_id", how="left")
     classes, targets = np.unique(pool["label"].to_numpy(str), return_inverse=True)
-    runs = _make_runs(job, backbones, splits, pool, candidates, weights)
+    runs = _make_runs(job, backbones, splits, pool, candidates, weights, image_size)
     files = RunFiles(place)
     if job.restart:
         for run in runs:
@@ -242,7 +241,7 @@ def _train_missing(
             targets=targets.astype(np.int64),
             num_classes=len(classes),
             weights=weights,
-            image_size=job.image_size,
+            image_size=image_size,
             max_pixels=candidates.max_pixels,
             options=candidates.options,
         )
@@ -283,18 +282,18 @@ def _make_runs(
     pool: pd.DataFrame,
     candidates: Candidates,
     weights: dict[str, bytes | None],
+    image_size: int,
 ) -> list[Run]:
     """All seeds of an arm, then the next arm: seeds run side by side, and pairs end together."""
-    from iqa_ray.training.loop import Recipe
+    from iqa_ray.training.loop import TRAINING_VERSION, Recipe
     from iqa_ray.training.runs import Run
 
     place_of = pd.Series(pool.index, index=pool["image_id"])
     hashes = pool.set_index("image_id")["content_hash"]
     settings = {
         name: getattr(job, name)
-        for name in ("weights", "epochs", "image_size", "batch_size", "lr", "freeze_backbone",
-                     "augment")
-    }  # fmt: skip
+        for name in ("weights", "epochs", "batch_size", "lr", "freeze_backbone", "augment")
+    }
     parts: dict[str, dict[str, Any]] = {}
     for (arm, part), rows in splits.groupby(["arm", "part"], sort=False):
         parts.setdefault(str(arm), {})[str(part)] = rows
@@ -310,9 +309,9 @@ def _make_runs(
                 part: place_of[rows["image_id"]].to_numpy(np.int64) for part, rows in of_arm.items()
             }
             for seed in job.seeds:
-                recipe = Recipe(backbone=backbone, seed=seed, **settings)
+                recipe = Recipe(backbone, image_size=image_size, seed=seed, **settings)
                 depends_on = [
-                    _RUN_VERSION,
+                    TRAINING_VERSION,
                     arm,
                     {**asdict(recipe), "weights": hash_content(start) if start else None},
                     sorted(set(pool["label"])),

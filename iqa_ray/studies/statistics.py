@@ -19,30 +19,45 @@ from iqa_ray.studies.splits import REMOVED
 Floats = NDArray[np.float64]
 
 MEASURES = ("accuracy", "auc")
+_TESTS = {"t": "paired t", "wilcoxon": "Wilcoxon"}
 _QUALITIES = {"high": "High-quality", "all": "All-quality"}
 _LEVEL = 0.95  # of the intervals
 # differences that agree to this many decimals are equal: 0.82 - 0.80 is not quite 0.84 - 0.82
 _DECIMALS = 9
 
 
-def measure_auc(probabilities: Floats, labels: NDArray[np.int64]) -> float:
+def compute_log_odds(logits: NDArray[np.floating]) -> Floats:
+    """The log-odds of each class against all others, from (n, C) logits.
+
+    They rank as softmax probabilities do, but never saturate: in fp32 a probability is 1 from
+    log-odds of 17 on, in fp64 from 37 on, so that errors made with confidence would be ties.
+    """
+    logits = logits.astype(np.float64)
+    below = np.logaddexp.accumulate(logits, axis=1)
+    above = np.logaddexp.accumulate(logits[:, ::-1], axis=1)[:, ::-1]
+    none = np.full((len(logits), 1), -np.inf)
+    others = np.logaddexp(np.hstack([none, below[:, :-1]]), np.hstack([above[:, 1:], none]))
+    return np.asarray(logits - others)
+
+
+def measure_auc(scores: Floats, labels: NDArray[np.int64]) -> float:
     """Area under the ROC curve of each class against the others, averaged over classes.
 
     Args:
-        probabilities: (n, C) of each class; only their order within a class matters.
+        scores: (n, C) of each class, such as log-odds; only their order within a class matters.
         labels: (n,) true classes, 0 to C - 1.
 
     Returns:
-        In [0, 1]; 0.5 is chance, equal probabilities count one half. A class that is absent from
-        the labels, or alone in them, is left out; NaN if none is left.
+        In [0, 1]; 0.5 is chance, equal scores count one half. A class that is absent from the
+        labels, or alone in them, is left out; NaN if none is left.
     """
-    is_class = labels[:, None] == np.arange(probabilities.shape[1])
+    is_class = labels[:, None] == np.arange(scores.shape[1])
     num_own = is_class.sum(axis=0)
     num_other = len(labels) - num_own
     defined = (num_own > 0) & (num_other > 0)
     if not defined.any():
         return float("nan")
-    rank_sums = (stats.rankdata(probabilities, axis=0) * is_class).sum(axis=0)
+    rank_sums = (stats.rankdata(scores, axis=0) * is_class).sum(axis=0)
     wins = (rank_sums - num_own * (num_own + 1) / 2)[defined]
     return float((wins / (num_own * num_other)[defined]).mean())
 
@@ -100,6 +115,20 @@ def _test_signed_ranks(differences: Floats) -> float:
     return min(1.0, 2 * float(chance[: smaller + 1].sum()))
 
 
+def adjust_holm(p_values: Floats) -> Floats:
+    """Holm's step-down adjustment of (n,) p values for testing all of them.
+
+    The smallest is multiplied by n, the next one by n - 1 and so on; none may be smaller than the
+    one before it, nor exceed 1. A NaN was not tested: it stays, and does not count.
+    """
+    adjusted = np.full(len(p_values), np.nan)
+    tested = np.flatnonzero(~np.isnan(p_values))
+    order = tested[np.argsort(p_values[tested], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(factors * p_values[order]), 1)
+    return adjusted
+
+
 def summarise_arms(runs: pd.DataFrame) -> pd.DataFrame:
     """Average each arm over its seeds.
 
@@ -138,7 +167,8 @@ def compare_arms(runs: pd.DataFrame, better: str = "high", worse: str = "all") -
     Returns:
         One row a backbone: backbone, better, worse, num_pairs (seeds that are ok in both arms),
         num_seeds_agree (of those, where `better` has the higher accuracy), for accuracy and auc
-        (better - worse) the fields of `Difference` with the prefix accuracy_ or auc_, and verdict:
+        (better - worse) the fields of `Difference` with the prefix accuracy_ or auc_, each p also
+        with the suffix _holm, adjusted over the backbones (see `adjust_holm`), and verdict:
         `higher` or `lower` where the 95% interval of the difference in accuracy excludes zero,
         `within noise` where it does not, or why there is none.
     """
@@ -154,7 +184,10 @@ def compare_arms(runs: pd.DataFrame, better: str = "high", worse: str = "all") -
             row |= {f"{name}_{field}": value for field, value in asdict(found).items()}
         row["verdict"] = _judge(measured["accuracy"], row["num_pairs"])
         rows.append(row)
-    return pd.DataFrame(rows)
+    comparison = pd.DataFrame(rows)
+    for name in (f"{measure}_{test}_p" for measure in MEASURES for test in _TESTS):
+        comparison[f"{name}_holm"] = adjust_holm(comparison[name].to_numpy(np.float64))
+    return comparison
 
 
 def _pair(runs: pd.DataFrame, name: str, better: str, worse: str) -> Floats:
@@ -194,8 +227,8 @@ def format_comparison(summary: pd.DataFrame, comparison: pd.DataFrame) -> str:
             rows.append([name, quality, *_format_results(row, best)])
     table = _tabulate(["Model", "Quality", "Accuracy (%)", "AUC (%)", ""], rows)
     lines = [table, "mean±standard deviation over seeds; * best accuracy of the model", ""]
-    lines += [_describe(row) for _, row in comparison.iterrows()]
-    return "\n".join([*lines, *_explain_power(comparison)])
+    lines += [_describe(row, comparison) for _, row in comparison.iterrows()]
+    return "\n".join([*lines, *_explain_power(comparison), *_explain_holm(comparison)])
 
 
 def format_varying(summary: pd.DataFrame) -> str:
@@ -238,8 +271,8 @@ def _tabulate(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def _describe(row: pd.Series[Any]) -> str:
-    """One backbone's comparison in words."""
+def _describe(row: pd.Series[Any], comparison: pd.DataFrame) -> str:
+    """One backbone's row of `comparison` in words."""
     name = f"{row['backbone']}: accuracy, {row['better']} − {row['worse']}"
     if not row["num_pairs"]:
         return f"{name}: {row['verdict']}"
@@ -247,9 +280,15 @@ def _describe(row: pd.Series[Any]) -> str:
     if not np.isnan(row["accuracy_low"]):
         low, high = 100 * row["accuracy_low"], 100 * row["accuracy_high"]
         facts[0] += f" (95% interval {low:+.1f} to {high:+.1f})"
-        facts.append(f"p {row['accuracy_t_p']:.3g} (paired t)")
-    if row["num_pairs"] > 1 and not np.isnan(row["accuracy_wilcoxon_p"]):
-        facts.append(f"{row['accuracy_wilcoxon_p']:.3g} (Wilcoxon)")
+    p_values = []
+    for test, title in _TESTS.items():
+        column = f"accuracy_{test}_p"
+        if row["num_pairs"] > 1 and not np.isnan(row[column]):
+            several = comparison[column].count() > 1
+            holm = f"; Holm {row[f'{column}_holm']:.3g}" if several else ""
+            p_values.append(f"{row[column]:.3g} ({title}{holm})")
+    if p_values:
+        facts.append(f"p {', '.join(p_values)}")
     facts.append(f"higher in {row['num_seeds_agree']} of {row['num_pairs']} seeds")
     return f"{name}: {', '.join(facts)}: {row['verdict']}"
 
@@ -262,3 +301,8 @@ def _explain_power(comparison: pd.DataFrame) -> list[str]:
         for num, p in smallest.items()
         if p > 1 - _LEVEL
     ]
+
+
+def _explain_holm(comparison: pd.DataFrame) -> list[str]:
+    num_tested = max(int(comparison[f"accuracy_{test}_p"].count()) for test in _TESTS)
+    return ["Holm: p adjusted for testing several models."] if num_tested > 1 else []

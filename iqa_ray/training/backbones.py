@@ -1,11 +1,11 @@
-"""Backbones with a linear head: torchvision's, EfficientNet-Lite0, and SimpleNet of paper 001."""
+"""Backbones with a linear head: torchvision's, EfficientNet-Lite0, Elaraby et al.'s SimpleNet."""
 
 from __future__ import annotations
 
 import io
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -59,12 +59,16 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Backbone:
-    """How a backbone is made: `build` gives the network with its own last layer, `last_layer`."""
+    """How a backbone is made: `build` gives the network with its own last layer, `last_layer`.
+
+    `image_size` is the pixels a side that it was published for.
+    """
 
     build: Callable[[], nn.Module]
     last_layer: str
     mean: tuple[float, ...] = _IMAGENET_MEAN
     std: tuple[float, ...] = _IMAGENET_STD
+    image_size: int = 224
 
 
 def _torchvision(name: str) -> Callable[[], nn.Module]:
@@ -89,14 +93,16 @@ def _build_lite0() -> nn.Module:
 
 
 def _build_simplenet() -> nn.Module:
-    """SimpleNet (paper 001, section 3.2.1, Table 2): 1,425,606 parameters with six classes.
+    """SimpleNet (Elaraby et al., section 3.2.1 and Table 2): 1,425,606 parameters with six classes.
 
-    The published sigmoid outputs are left to the loss: the head gives logits. Inputs of other
-    sizes than 256 are pooled to the 4×4 that the dense layer expects.
+    The shares of dropout are those of convolutions in pairs: 20% after the second and third, 30%
+    after the fourth and fifth, 40% after the sixth and seventh; that before the head is not
+    published. The published sigmoid outputs are left to the loss: the head gives logits. Inputs of
+    other sizes than 256 are pooled to the 4×4 that the dense layer expects.
     """
     layers: list[tuple[str, nn.Module]] = []
     widths = (3, 32, 64, 64, 128, 128, 256, 256)
-    dropout = (0.0, 0.0, 0.2, 0.2, 0.3, 0.3, 0.4)
+    dropout = (0.0, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4)
     for block, (inputs, outputs) in enumerate(pairwise(widths)):
         layers.append((f"conv{block + 1}", nn.Conv2d(inputs, outputs, 3, padding=1)))
         layers.append((f"relu{block + 1}", nn.ReLU(inplace=True)))
@@ -120,7 +126,7 @@ BACKBONES = {
     "alexnet": Backbone(_torchvision("alexnet"), "classifier.6"),
     "vgg19": Backbone(_torchvision("vgg19"), "classifier.6"),
     "efficientnet_lite0": Backbone(_build_lite0, "_fc", _LITE_MEAN, _LITE_STD),
-    "simplenet": Backbone(_build_simplenet, "predictions", (0.0,) * 3, (1.0,) * 3),
+    "simplenet": Backbone(_build_simplenet, "predictions", (0.0,) * 3, (1.0,) * 3, 256),
 }
 
 
@@ -179,25 +185,46 @@ def check_backbone(name: str, weights: Path | None, image_size: int) -> None:
             ) from None
 
 
+def choose_image_size(names: Sequence[str], asked: int | None) -> int:
+    """Pixels a side for the backbones called `names`: as asked, or as they were published for.
+
+    Raises:
+        UsageError: there is no such backbone, or they were published for different sizes.
+    """
+    if asked is not None:
+        return asked
+    sizes = {name: find_backbone(name).image_size for name in names}
+    if len(set(sizes.values())) > 1:
+        wanted = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise UsageError(
+            f"these backbones were published for images of different sizes ({wanted} px): give one "
+            "for all of them with --image-size"
+        )
+    return next(iter(sizes.values()))
+
+
 def _load_weights(network: nn.Module, source: Path | bytes, name: str) -> None:
     """Load all but the last layer."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     where = name if isinstance(source, bytes) else source
     try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file raises almost anything
         raise UsageError(f"--weights {where}: not a file of weights: {one_line(error)}") from None
-    if not isinstance(state, dict):
+    state = state.get("state", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise UsageError(f"--weights {where}: holds no state dict")
-    state = state.get("state", state)
     prefix = "features." if any(key.startswith("head.") for key in state) else ""
     last = BACKBONES[name].last_layer + "."
-    wanted = {key for key in network.state_dict() if not key.startswith(last)}
     given = {key.removeprefix(prefix): value for key, value in state.items()}
-    missing = sorted(wanted - set(given))
-    if missing:
-        raise UsageError(f"--weights {where}: not weights of {name} (it has no {missing[0]})")
+    wanted = {key for key in network.state_dict() if not key.startswith(last)}
     try:
-        network.load_state_dict({key: given[key] for key in wanted}, strict=False)
+        found = network.load_state_dict(
+            {key: given[key] for key in wanted & set(given)}, strict=False
+        )
     except RuntimeError as error:
         raise UsageError(f"--weights {where}: not weights of {name}: {one_line(error)}") from None
+    # PyTorch's own list: it does without the counts of batches, which older files lack
+    missing = sorted(wanted.intersection(found.missing_keys))
+    if missing:
+        raise UsageError(f"--weights {where}: not weights of {name} (it has no {missing[0]})")

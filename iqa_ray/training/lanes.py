@@ -33,9 +33,11 @@ from iqa_ray.training.runs import Result, Run, RunFiles, train_run
 from iqa_ray.training.seeds import configure_run, keep_interrupts, root_cause
 from iqa_ray.training.sharing import (
     Material,
+    Network,
     Shared,
     compute_features,
     load_on_nodes,
+    name_network,
 )
 
 # what an earlier job used may take a moment to be free
@@ -227,7 +229,7 @@ def _work(config: dict[str, Any]) -> None:
     join_board(board)
     material, files = shared.material, RunFiles(config["folder"])
     targets = torch.tensor(material.targets)  # a copy: what Ray holds cannot be written
-    inputs: dict[str, Inputs] = {}
+    inputs: dict[Network | None, Inputs] = {}
     rank = train.get_context().get_world_rank()
     while (key := ray.get(board.take_run.remote(rank))) is not None:
         run: Run = config["runs"][key]
@@ -252,12 +254,12 @@ def _post_epoch(board: Any, key: str, row: dict[str, Any]) -> None:
     board.post.remote({"epoch": row, "key": key})
 
 
-def _open_inputs(run: Run, shared: Shared, opened: dict[str, Inputs]) -> Inputs:
-    """Images, or features of the run's backbone; each is fetched once a worker."""
-    name = run.recipe.backbone if run.recipe.freeze_backbone else ""
-    if name not in opened:
-        opened[name] = shared.open_features(name) if name else shared.open_images()
-    return opened[name]
+def _open_inputs(run: Run, shared: Shared, opened: dict[Network | None, Inputs]) -> Inputs:
+    """Images, or features of the run's frozen network; each is fetched once a worker."""
+    network = name_network(run.recipe) if run.recipe.freeze_backbone else None
+    if network not in opened:
+        opened[network] = shared.open_features(network) if network else shared.open_images()
+    return opened[network]
 
 
 def _summarise(result: Result) -> Result:

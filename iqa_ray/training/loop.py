@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,10 @@ from iqa_ray.training.augment import Augment, augment_images
 from iqa_ray.training.backbones import Classifier
 from iqa_ray.training.inputs import Inputs
 from iqa_ray.training.pixels import Pixels, load_pixels
+
+# A change of training or of a network that gives other results: raise this so that what was
+# trained before is not taken for new.
+TRAINING_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,32 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
+    """For training: on a GPU in bf16 where autocast allows it."""
+    return nullcontext() if device.type == "cpu" else torch.autocast(device.type, torch.bfloat16)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """For evaluation: GPUs compute in fp32, not in TF32, whose ten bits are cuDNN's default."""
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
 class Trainer:
     """A classifier in training, an epoch at a time.
 
     The same seed, device and number of threads give the same classifier to the last bit, also when
-    it was put away after an epoch (`dump_state`) and taken up again. On a GPU images are taken
-    channels-last and in bf16 where autocast allows it. With `freeze_backbone` only the head is
-    trained, and inputs are features.
+    it was put away after an epoch (`dump_state`) and taken up again. Images are taken
+    channels-last. On a GPU training is in bf16 where autocast allows it, and evaluation in fp32.
+    With `freeze_backbone` only the head is trained, and inputs are features.
 
     Args:
         recipe: how to train, with batches of two images or more.
@@ -100,7 +124,8 @@ class Trainer:
             images = inputs[batch].to(self._device)
             images = augment_images(images, self._recipe.augment, self._generator)
             self._optimizer.zero_grad(set_to_none=True)
-            logits = self._forward(images)
+            with mixed_precision(self._device):
+                logits = self._network(images).float()
             loss = nn.functional.cross_entropy(logits, wanted)
             loss.backward()
             self._optimizer.step()
@@ -113,24 +138,18 @@ class Trainer:
 
     @torch.inference_mode()
     def predict(self, inputs: Inputs, rows: Tensor) -> NDArray[np.float32]:
-        """(N, num_classes) softmax outputs for `rows` (N,).
+        """(N, num_classes) logits for `rows` (N,), computed in fp32.
 
         Raises:
             DivergedError: some are not a number.
         """
         self._network.eval()
-        outputs = [
-            self._forward(inputs[batch].to(self._device)).softmax(1).cpu()
-            for batch in rows.split(self._recipe.batch_size)
-        ]
+        with full_precision():
+            outputs = [
+                self._network(inputs[batch].to(self._device)).cpu()
+                for batch in rows.split(self._recipe.batch_size)
+            ]
         return _check_numbers(np.asarray(torch.cat(outputs).numpy()))
-
-    def _forward(self, images: Tensor) -> Tensor:
-        if self._device.type == "cpu":
-            logits: Tensor = self._network(images)
-            return logits
-        with torch.autocast("cuda", torch.bfloat16):
-            return self._network(images).float()
 
     def dump_state(self) -> dict[str, Any]:
         """All that the next epoch depends on: tensors, numbers and dictionaries of them."""
@@ -252,9 +271,11 @@ def compute_features(
     """(N, F) inputs of the head, on the CPU, for the images in `rows` (N,)."""
     model.eval()
     device = model.head.weight.device
-    batches = [
-        model.extract_features(inputs[batch].to(device)).cpu() for batch in rows.split(batch_size)
-    ]
+    with full_precision():
+        batches = [
+            model.extract_features(inputs[batch].to(device)).cpu()
+            for batch in rows.split(batch_size)
+        ]
     return torch.cat(batches)
 
 
@@ -270,7 +291,8 @@ def predict_probabilities(
     model.eval()
     device = model.head.weight.device
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    outputs = [model(batch.to(device)).softmax(1).cpu() for batch in images.split(batch_size)]
+    with full_precision():
+        outputs = [model(batch.to(device)).softmax(1).cpu() for batch in images.split(batch_size)]
     return _check_numbers(np.asarray(torch.cat(outputs).numpy()))
 
 

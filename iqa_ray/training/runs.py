@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iqa_ray.files import Location, delete_file, read_whole, remove_unfinished, write_bytes
-from iqa_ray.studies.statistics import measure_auc
+from iqa_ray.studies.statistics import compute_log_odds, measure_auc
 from iqa_ray.training.inputs import Inputs
 from iqa_ray.training.loop import DivergedError, Recipe, Trainer, start_training
 
@@ -182,21 +182,21 @@ def _do_epoch(
 ) -> dict[str, Any]:
     loss, accuracy = trainer.train_epoch(inputs, targets, parts["train"])
     rows = parts["validation"]
-    chances = trainer.predict(inputs, rows)
-    wanted = targets[rows].numpy()
-    own = chances[np.arange(len(wanted)), wanted]
+    logits = trainer.predict(inputs, rows).astype(np.float64)
+    labels = targets[rows].numpy()
+    own = logits[np.arange(len(labels)), labels]
     return {
         "loss": loss,
         "accuracy": accuracy,
-        "validation_loss": float(-np.log(np.maximum(own, 1e-12)).mean()),
-        "validation_accuracy": float((chances.argmax(1) == wanted).mean()),
+        "validation_loss": float((np.logaddexp.reduce(logits, axis=1) - own).mean()),
+        "validation_accuracy": float((logits.argmax(1) == labels).mean()),
     }
 
 
 def _test(trainer: Trainer, inputs: Inputs, targets: Tensor, rows: Tensor) -> dict[str, Any]:
-    chances, wanted = trainer.predict(inputs, rows), targets[rows].numpy()
-    auc = measure_auc(chances.astype(np.float64), wanted)
+    logits, labels = trainer.predict(inputs, rows), targets[rows].numpy()
+    auc = measure_auc(compute_log_odds(logits), labels)
     return {
-        "accuracy": float((chances.argmax(1) == wanted).mean()),
+        "accuracy": float((logits.argmax(1) == labels).mean()),
         "auc": auc if np.isfinite(auc) else None,
     }

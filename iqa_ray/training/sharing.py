@@ -26,6 +26,8 @@ _CHUNK_SIZE = 512  # images decoded by one task
 # whose features one task computes: whole batches, so that no image's batch depends on the cluster
 _PIECE_SIZE = 256
 
+Network = tuple[str, int | None]  # a backbone, and its seed where that decides its weights
+
 
 @dataclass(frozen=True)
 class Material:
@@ -61,13 +63,13 @@ class Shared:
         weights: of each backbone.
         chunks: of each node, its images: pixels and content hashes, as `load_pixels` returns them,
             one pair a chunk.
-        features: of each backbone where it is frozen, in pieces.
+        features: of each frozen network (see `name_network`), in pieces.
     """
 
     material: Material
     weights: dict[str, Any]
     chunks: dict[str, list[list[Any]]]
-    features: dict[str, list[Any]]
+    features: dict[Network, list[Any]]
 
     def open_images(self) -> ChunkedImages:
         """The images, without a copy where this node has them.
@@ -82,9 +84,14 @@ class Shared:
         check_contents(self.material, hashes)
         return ChunkedImages(ray.get([pixels for pixels, _ in chunks]))
 
-    def open_features(self, backbone: str) -> Tensor:
+    def open_features(self, network: Network) -> Tensor:
         """(N, F) features of all images."""
-        return torch.from_numpy(np.concatenate(ray.get(self.features[backbone])))
+        return torch.from_numpy(np.concatenate(ray.get(self.features[network])))
+
+
+def name_network(recipe: loop.Recipe) -> Network:
+    """Which frozen network a run uses: without initial weights, that of its own seed."""
+    return recipe.backbone, recipe.seed if recipe.weights == "none" else None
 
 
 def check_contents(material: Material, hashes: Sequence[str | None]) -> None:
@@ -150,20 +157,20 @@ def load_on_nodes(
 
 def compute_features(
     runs: Sequence[Run], shared: Shared, resources: Resources
-) -> dict[str, list[Any]]:
-    """The frozen features of each backbone, as references; they are the same for every run.
+) -> dict[Network, list[Any]]:
+    """The features that the frozen networks of `runs` give, as references.
 
     Raises:
         IncompleteError: they cannot be computed.
     """
-    recipes = {run.recipe.backbone: run.recipe for run in runs}
+    recipes = {name_network(run.recipe): run.recipe for run in runs}
     compute: Any = ray.remote(_extract)
     place = compute.options(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)
     rows = np.arange(len(shared.material.paths))
     pieces = [rows[start : start + _PIECE_SIZE] for start in range(0, len(rows), _PIECE_SIZE)]
     features = {
-        name: [place.remote(recipe, shared, piece, resources.num_threads) for piece in pieces]
-        for name, recipe in recipes.items()
+        network: [place.remote(recipe, shared, piece, resources.num_threads) for piece in pieces]
+        for network, recipe in recipes.items()
     }
     try:
         ray.get([reference for references in features.values() for reference in references])

@@ -1,0 +1,32 @@
+"""Series of images that are made of samples."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from iqa_ray.images import make_image_id
+from iqa_ray.selection.series import Sample, SeriesMaker
+
+
+def make_noise(tmp_path, names, seed):
+    """The noise that the last image of each flat sample's noise series shows."""
+    make = SeriesMaker(str(tmp_path / f"ws-{seed}"), "series", "", 10**6, 64, seed)
+    fields = []
+    for name in names:
+        Image.fromarray(np.full((64, 64, 3), 128, np.uint8)).save(tmp_path / name)
+        rows = make(Sample(make_image_id(name), name, str(tmp_path / name)))
+        (path,) = [r["path"] for r in rows if (r["configuration"], r["index"]) == ("noise", 5)]
+        with Image.open(tmp_path / f"ws-{seed}" / path) as image:
+            fields.append(np.asarray(image, float).ravel() - 128)
+    return fields
+
+
+def test_samples_do_not_share_their_noise_and_have_it_again(tmp_path):
+    first, second = make_noise(tmp_path, ["a.png", "b.png"], 0)
+    assert first.std() > 10
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.05
+    (again,) = make_noise(tmp_path, ["b.png"], 0)
+    np.testing.assert_array_equal(again, second)
+    (other,) = make_noise(tmp_path, ["b.png"], 1)
+    assert abs(np.corrcoef(other, second)[0, 1]) < 0.05
