@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
+from iqa_ray.selection import cutoffs
 from iqa_ray.selection.cutoffs import Cutoff, fit_cutoff, measure_separation
 
 
@@ -107,6 +108,62 @@ def test_two_crossings_are_reported_and_the_one_between_the_medians_is_taken():
     assert len(cutoff.crossings) == 2
     assert cutoff.value == cutoff.crossings[0]
     assert 3 < cutoff.value < 4
+
+
+@pytest.mark.parametrize(("low_share", "expected"), [(0.8, 1.0), (0.6, 5.0)])
+def test_of_several_crossings_the_one_that_parts_best_is_taken(low_share, expected):
+    """Wrong at 0 and 4, right at 2 and 6: `correct` takes over at 1 and 5, `incorrect` at 3.
+
+    At 1 the shares below differ by `low_share`, at 5 by 1 - 0.3.
+    """
+    num_low, spread = int(1000 * low_share), 0.3
+    wrong = [normal_sample(0, spread, num_low), normal_sample(4, spread, 1000 - num_low)]
+    right = [normal_sample(2, spread, 300), normal_sample(6, spread, 700)]
+    data = join(np.concatenate(right), np.concatenate(wrong))
+    cutoff = fit_cutoff(*data, True, bandwidth=0.1, num_resamples=0)
+    assert len(cutoff.crossings) == 3
+    assert np.allclose(cutoff.crossings, [1, 3, 5], atol=0.2)
+    assert cutoff.value == pytest.approx(expected, abs=0.2)
+    assert cutoff.ci is None
+    assert cutoff.valid_share is None
+
+
+def test_where_incorrect_takes_over_there_is_no_cutoff():
+    """Wrong mostly at -3 and 3, its median at 0; right mostly at 0 and 6, its median at 3."""
+    wrong, right = (
+        np.concatenate(
+            [
+                normal_sample(mean + shift, 0.3, size)
+                for mean, size in ((-3, 490), (0, 20), (3, 490))
+            ]
+        )
+        for shift in (0, 3)
+    )
+    cutoff = fit_cutoff(*join(right, wrong), True, bandwidth=0.1, num_resamples=0)
+    assert np.allclose(cutoff.crossings, [-1.5, 1.5, 4.5], atol=0.2)
+    assert cutoff.value is None
+    assert cutoff.reason.endswith("do not cross between the medians from incorrect to correct")
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_the_interval_holds_95_per_cent_of_those_resamples_that_have_a_cutoff(
+    monkeypatch, higher_is_better
+):
+    found = iter([*range(1001), *[None] * 999])
+    monkeypatch.setattr(cutoffs._Curves, "resample", lambda *_: next(found))
+    sign = 1 if higher_is_better else -1
+    scores, correct = join(normal_sample(5, 1, 100), normal_sample(2, 1, 50))
+    cutoff = fit_cutoff(sign * scores, correct, higher_is_better, num_resamples=2000)
+    assert cutoff.ci == ((25, 975) if higher_is_better else (-975, -25))
+    assert cutoff.valid_share == 1001 / 2000
+
+
+def test_few_images_that_hardly_differ_often_have_no_cutoff():
+    rng = np.random.default_rng(4)
+    data = join(rng.normal(0.4, 1, 12), rng.normal(0, 1, 12))
+    cutoff = fit_cutoff(*data, True, num_resamples=200)
+    assert cutoff.value is not None
+    assert 0.3 < cutoff.valid_share < 0.95
 
 
 def test_the_bootstrap_interval_covers_the_truth():
