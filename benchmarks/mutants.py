@@ -44,6 +44,9 @@ ROOMS = {
         f"iqa_ray/{name}.py"
         for name in ("files", "lock", "object_stores", "part_files", "parts", "store")
     ],
+    "images": ["iqa_ray/images.py", "iqa_ray/decoding.py"],
+    "cluster": ["iqa_ray/capacity.py"],
+    "metrics": ["iqa_ray/metrics/sharpness.py"],
 }
 
 

@@ -16,7 +16,15 @@ from pyarrow import compute as pc
 
 from iqa_ray import lock
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.files import list_files, locate, one_line, read_bytes, write_bytes
+from iqa_ray.files import (
+    delete_file,
+    is_file,
+    list_files,
+    locate,
+    one_line,
+    read_bytes,
+    write_bytes,
+)
 from iqa_ray.lock import hold_lock
 from iqa_ray.metrics.spec import get_spec
 from iqa_ray.parts import find_missing, make_fingerprints
@@ -322,10 +330,40 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as failure:
         write_bytes(target, b"new")
+    assert failure.value.filename == str(target)
     assert read_bytes(target) == b"old"
     assert os.listdir(tmp_path) == ["x.bin"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """A node that loses power leaves the old file or the new one, not an empty one."""
+    target, calls = tmp_path / "sub" / "x.bin", []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(handle):
+        calls.append(("fsync", os.fstat(handle).st_size))
+        real_fsync(handle)
+
+    def replace(source, name):
+        calls.append(("replace", name))
+        real_replace(source, name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    write_bytes(locate(target), b"new")
+    assert calls == [("fsync", 3), ("replace", str(target))]
+    assert target.read_bytes() == b"new"
+
+
+def test_a_file_that_is_gone_can_be_deleted(tmp_path):
+    file = locate(tmp_path / "x.bin")
+    write_bytes(file, b"x")
+    assert is_file(file)
+    for _ in range(2):
+        delete_file(file)
+        assert not is_file(file)
 
 
 def test_unfinished_writes_are_not_listed(tmp_path):
