@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench clean
+.PHONY: help install demo test test-slow mutants lint format bench clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: $(STAMP) ## every test but the slow ones
 test-slow: $(STAMP) ## those that take more than twenty seconds each
 	$(BIN)/python -m pytest -m slow
 
+mutants: $(STAMP) ## change lines of the package and count the changes that no test notices
+	@$(BIN)/python -m benchmarks.mutants
+
 lint: $(STAMP) ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,4 +51,4 @@ bench: $(STAMP) ## measure; prints JSON
 	$(BIN)/python -m benchmarks
 
 clean: ## remove .venv, caches and the demo's workspace
-	rm -rf $(VENV) demo-workspace build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-workspace mutants build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from iqa_ray.training.loop import Recipe
 
 
-
 class PredictJob(TrainingJob):
     """Get a prediction for every scored image: import them, or train a classifier and apply it."""
 

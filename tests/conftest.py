@@ -47,6 +47,17 @@ hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--without-ray", action="store_true", help="leave out tests that start Ray")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--without-ray"):
+        starts = [item for item in items if "ray_session" in getattr(item, "fixturenames", ())]
+        config.hook.pytest_deselected(items=starts)
+        items[:] = [item for item in items if item not in starts]
+
+
 def pytest_sessionstart() -> None:
     # copies of weights go to a cache of the session's own, for actors and commands alike
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="iqa_ray-cache-")

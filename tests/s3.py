@@ -156,6 +156,7 @@ def serve(bucket: str) -> Iterator[Server]:
     server.released.set()
     listener.shutdown()
     thread.join()
+    _store().reset()  # so that the next one can have a bucket of this name
 
 
 def _store() -> Any:

@@ -12,6 +12,7 @@ from scipy import optimize, stats
 from iqa_ray import metrics
 from iqa_ray.cli import COMMANDS
 from iqa_ray.data.dotcodes import make_dataset
+from iqa_ray.selection import cutoffs
 from iqa_ray.selection.cutoffs import Cutoff, fit_cutoff, measure_separation
 from iqa_ray.selection.jobs import CutoffsJob
 
@@ -162,6 +163,44 @@ def test_cutoffs_of_the_examples_mean_something_for_the_demo_s_images(tmp_path):
     assert 0.2 < cutoff.is_low(np.array(scores)).mean() < 0.8
     assert not (np.array(scores) < 0.206).any()  # the paper's, on another scale
     assert np.median(halves) > 1.8 * np.median(scores)
+
+
+def test_where_incorrect_takes_over_there_is_no_cutoff():
+    """Wrong mostly at -3 and 3, its median at 0; right mostly at 0 and 6, its median at 3."""
+    wrong, right = (
+        np.concatenate(
+            [
+                normal_sample(mean + shift, 0.3, size)
+                for mean, size in ((-3, 490), (0, 20), (3, 490))
+            ]
+        )
+        for shift in (0, 3)
+    )
+    cutoff = fit_cutoff(*join(right, wrong), True, bandwidth=0.1, num_resamples=0)
+    assert np.allclose(cutoff.crossings, [-1.5, 1.5, 4.5], atol=0.2)
+    assert cutoff.value is None
+    assert cutoff.reason.endswith("do not cross between the medians from incorrect to correct")
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_the_interval_holds_95_per_cent_of_those_resamples_that_have_a_cutoff(
+    monkeypatch, higher_is_better
+):
+    found = iter([*range(1001), *[None] * 999])
+    monkeypatch.setattr(cutoffs._Curves, "resample", lambda *_: next(found))
+    sign = 1 if higher_is_better else -1
+    scores, correct = join(normal_sample(5, 1, 100), normal_sample(2, 1, 50))
+    cutoff = fit_cutoff(sign * scores, correct, higher_is_better, num_resamples=2000)
+    assert cutoff.ci == ((25, 975) if higher_is_better else (-975, -25))
+    assert cutoff.valid_share == 1001 / 2000
+
+
+def test_few_images_that_hardly_differ_often_have_no_cutoff():
+    rng = np.random.default_rng(4)
+    data = join(rng.normal(0.4, 1, 12), rng.normal(0, 1, 12))
+    cutoff = fit_cutoff(*data, True, num_resamples=200)
+    assert cutoff.value is not None
+    assert 0.3 < cutoff.valid_share < 0.95
 
 
 def test_the_bootstrap_interval_covers_the_truth():

@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import io
-import tarfile
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
+from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from iqa_ray.distortions import (
@@ -45,8 +41,6 @@ from iqa_ray.distortions.tones import (
     underexpose,
 )
 
-BSDS = Path(__file__).parents[2] / "shared" / "data" / "bsds-train.tar"
-NUM_PHOTOS = 4
 LEVELS = range(1, 6)
 
 
@@ -70,16 +64,9 @@ def scene() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def photos() -> list[np.ndarray]:
-    if not BSDS.exists():
-        pytest.skip(f"the BSDS photographs are not at {BSDS}")
-    with tarfile.open(BSDS) as archive:
-        members = sorted((m for m in archive if m.isfile()), key=lambda member: member.name)
-        found = []
-        for member in members[:: len(members) // NUM_PHOTOS][:NUM_PHOTOS]:
-            stream = archive.extractfile(member)
-            assert stream is not None
-            found.append(np.asarray(Image.open(io.BytesIO(stream.read())).convert("RGB")))
-    return found
+    """Photographs that scikit-image brings, of about the size of BSDS's."""
+    found = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()]
+    return [np.ascontiguousarray(image[:321, :481]) for image in found]
 
 
 def measure_fidelity(image: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -76,6 +76,17 @@ def test_constant_scores():
     assert measure_drift(HUNDRED, np.full(30, 5.0)).ks == pytest.approx(0.95)
 
 
+def test_the_order_of_scores_does_not_matter():
+    """Of twenty reference scores one is lower than the rest, too few for a bin of its own."""
+    reference = np.array([1.0] + [5.0] * 19)
+    current = np.array([1.0] * 5 + [5.0] * 5 + [9.0] * 10)
+    found = measure_drift(reference, current)
+    assert measure_drift(reference[::-1], current[::-1]) == found
+    # below 5, at 5 and above it
+    p, q = np.array([1.5, 19.5, 0.5]) / 21.5, np.array([5.5, 5.5, 10.5]) / 21.5
+    assert found.psi == pytest.approx(((q - p) * np.log(q / p)).sum())
+
+
 def test_missing_scores_are_dropped_and_counted():
     current = np.array([np.nan, *HUNDRED, np.nan, np.inf])
     found = measure_drift(np.array([*HUNDRED, np.nan]), current)

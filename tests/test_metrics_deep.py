@@ -31,11 +31,10 @@ def create(weights_folder):
     return create
 
 
-def score_by_pyiqa(metric, image):
+def score_by_pyiqa(network, image):
     """As pyiqa's own call does: one image, to_tensor, its own forward."""
     from torchvision.transforms.functional import to_tensor
 
-    network = metric._network
     with torch.no_grad():
         return float(network(to_tensor(image).unsqueeze(0)).reshape(-1)[0])
 
@@ -115,8 +114,23 @@ def test_scores_are_pyiqa_s(create, name, sizes):
     for seed, (height, width_px) in enumerate(sizes):
         image = make_texture(seed, height, width_px)
         scores.append(metric(image))
-        assert scores[-1] == pytest.approx(score_by_pyiqa(metric, image), abs=1e-5 * width)
+        expected = score_by_pyiqa(metric._network, image)
+        assert scores[-1] == pytest.approx(expected, abs=1e-5 * width)
     assert len(set(scores)) == len(scores)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("cnniqa", "CNNIQA_koniq10k-e6f14c91.pth"), ("musiq", "musiq_koniq_ckpt-e95806b9.pth")],
+)
+def test_scores_are_those_of_a_network_that_pyiqa_made(create, weights_folder, name, file):
+    """It loads the same file without us, which the other comparisons do not."""
+    network = pyiqa.create_metric(
+        name, device="cpu", pretrained_model_path=str(weights_folder / file)
+    )
+    metric, image = create(name), make_texture(5, 200, 150)
+    width = metric.spec.range[1] - metric.spec.range[0]
+    assert metric(image) == pytest.approx(score_by_pyiqa(network, image), abs=1e-5 * width)
 
 
 @pytest.mark.slow
@@ -131,7 +145,7 @@ def test_maniqa_of_one_crop_is_that_of_equal_ones(create, monkeypatch):
         "uniform_crop",
         lambda x, crop_size, crop_num: uniform_crop(x, crop_size, crop_num)[:2],
     )
-    assert score == pytest.approx(score_by_pyiqa(metric, image), abs=1e-5)
+    assert score == pytest.approx(score_by_pyiqa(metric._network, image), abs=1e-5)
 
 
 def test_equal_crops_are_seen_as_such():

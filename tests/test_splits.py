@@ -48,6 +48,7 @@ def labels_of(table: pd.DataFrame, arm: str, part: str) -> pd.Series:
 def test_high_quality_images_are_split_80_10_10_in_each_class():
     table = split_quality(make_images({"a": 40, "b": 25, "c": 10}, {"a": 30, "b": 5}), 0).table
     assert list(table) == ["arm", "part", "image_id", "path", "label"]
+    assert table.index.equals(pd.RangeIndex(len(table)))
     for part, share in (("train", 0.8), ("validation", 0.1), ("test", 0.1)):
         counts = labels_of(table, "high", part)
         for label, size in {"a": 40, "b": 25, "c": 10}.items():

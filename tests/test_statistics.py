@@ -323,6 +323,13 @@ def test_table_2():
     ]
 
 
+def test_models_keep_their_order():
+    runs = make_runs({(net, arm): [0.5] for net in ("vgg19", "alexnet") for arm in ("high", "all")})
+    lines = format_comparison(summarise_arms(runs), compare_arms(runs)).splitlines()
+    assert [lines[1].split()[0], lines[3].split()[0]] == ["vgg19", "alexnet"]
+    assert [line.partition(":")[0] for line in lines[-2:]] == ["vgg19", "alexnet"]
+
+
 def test_table_3():
     runs = make_runs(
         {

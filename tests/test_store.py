@@ -5,6 +5,7 @@ import os
 import stat
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import inf
 
@@ -15,7 +16,16 @@ from pyarrow import compute as pc
 
 from iqa_ray import lock
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.files import delete_folder, list_files, locate, one_line, read_bytes, write_bytes
+from iqa_ray.files import (
+    delete_file,
+    delete_folder,
+    is_file,
+    list_files,
+    locate,
+    one_line,
+    read_bytes,
+    write_bytes,
+)
 from iqa_ray.lock import hold_lock
 from iqa_ray.metrics.spec import get_spec
 from iqa_ray.parts import find_missing, make_fingerprints
@@ -154,6 +164,46 @@ def test_readers_find_parts_that_are_merged_while_they_list(tmp_path, monkeypatc
     assert parts.read().num_rows == 2
 
 
+def test_readers_see_no_gap(tmp_path):
+    """Tables are read over and over while their parts are split and merged."""
+    parts = Workspace(str(tmp_path)).parts("t")
+    table = rows([f"{number:03}" for number in range(30)])
+    prints = np.arange(30, dtype=np.uint64)
+    parts.write(table, prints, "s")
+    stop = threading.Event()
+
+    def read():
+        sizes = []
+        while not stop.is_set():
+            sizes.append(Workspace(str(tmp_path)).parts("t").read(["image_id"]).num_rows)
+        return sizes
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        try:
+            for _ in range(15):
+                for row in range(30):
+                    parts.write(table.slice(row, 1), prints[row : row + 1], "s")
+                assert parts.compact(100_000)[1] == 1
+        finally:
+            stop.set()
+        sizes = reading.result()  # raises what the reader met
+    assert len(sizes) > 3
+    assert set(sizes) == {30}
+
+
+def test_large_parts_stay(tmp_path):
+    parts = Workspace(str(tmp_path)).parts("table")
+    for start in range(0, 50, 10):
+        ids = [f"{number:03}" for number in range(start, start + 10)]
+        prints = np.arange(start, start + 10, dtype=np.uint64)
+        parts.write(pa.table({"image_id": ids}), prints, "{}")
+    assert parts.compact(25) == (5, 3)
+    assert parts.read().num_rows == 50
+    assert sorted(parts.done()) == list(range(50))
+    assert parts.compact(5) == (3, 3)
+
+
 @pytest.fixture
 def held(tmp_path):
     """A workspace with a row that is out of date, and how to have another run hold it."""
@@ -201,18 +251,46 @@ def test_a_run_that_holds_the_lock_removes_rows_at_once(tmp_path):
 
 
 def test_a_whole_run_waits_for_one_that_holds_the_lock_for_a_moment(tmp_path):
-    workspace, begin = Workspace(str(tmp_path)), threading.Event()
+    workspace, begin, end = Workspace(str(tmp_path)), threading.Event(), threading.Event()
 
     def hold():
         with lock.hold_lock_briefly(workspace.location):
             begin.set()
             time.sleep(0.5)
+            end.set()
 
     thread = threading.Thread(target=hold)
     thread.start()
-    begin.wait(60)
+    assert begin.wait(60)
     with hold_lock(workspace.location):
-        assert not thread.is_alive() or not thread.join(60)
+        assert end.is_set()
+    thread.join()
+
+
+def test_one_of_many_gets_the_lock(tmp_path):
+    workspace = Workspace(str(tmp_path)).location
+    barrier, held, refused = threading.Barrier(8), [], []
+
+    def run():
+        barrier.wait()
+        try:
+            with hold_lock(workspace):
+                held.append(1)
+                end.wait(5)
+        except IncompleteError:
+            refused.append(1)
+
+    end = threading.Event()
+    threads = [threading.Thread(target=run) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(0.5)
+    assert (len(held), len(refused)) == (1, 7)
+    end.set()
+    for thread in threads:
+        thread.join()
+    assert not (tmp_path / lock.LOCK_FILE).exists()
 
 
 def test_a_full_disk_leaves_no_lock(tmp_path, monkeypatch):
@@ -253,10 +331,40 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as failure:
         write_bytes(target, b"new")
+    assert failure.value.filename == str(target)
     assert read_bytes(target) == b"old"
     assert os.listdir(tmp_path) == ["x.bin"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """A node that loses power leaves the old file or the new one, not an empty one."""
+    target, calls = tmp_path / "sub" / "x.bin", []
+    real_fsync, real_replace = os.fsync, os.replace
+
+    def fsync(handle):
+        calls.append(("fsync", os.fstat(handle).st_size))
+        real_fsync(handle)
+
+    def replace(source, name):
+        calls.append(("replace", name))
+        real_replace(source, name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    write_bytes(locate(target), b"new")
+    assert calls == [("fsync", 3), ("replace", str(target))]
+    assert target.read_bytes() == b"new"
+
+
+def test_a_file_that_is_gone_can_be_deleted(tmp_path):
+    file = locate(tmp_path / "x.bin")
+    write_bytes(file, b"x")
+    assert is_file(file)
+    for _ in range(2):
+        delete_file(file)
+        assert not is_file(file)
 
 
 def test_unfinished_writes_are_not_listed(tmp_path):

@@ -264,7 +264,7 @@ def test_the_papers_table_1_under_the_default_thresholds():
 
 
 def test_agreement_is_of_quality():
-    scores = pd.DataFrame({"a": [1, 2, 3, 4.0], "b": [9, 7, 5, np.nan], "c": [1.0] * 4})
+    scores = pd.DataFrame({"a": [1, 2, 3, 4.0], "b": [9, 7, -50, np.nan], "c": [1.0] * 4})
     agreement = study.measure_agreement(scores, {"a": True, "b": False, "c": True})
     assert agreement.loc["a", "b"] == 1
     assert np.isnan(agreement.loc["a", "c"])

@@ -42,6 +42,20 @@ def test_impossible_rules(rule):
         votes_to_reject(rule, 3)
 
 
+def test_a_vote_without_a_score_is_neither_yes_nor_no():
+    selection = cast_votes(make_frame({"a": [0.0, 1.0, np.nan]}), {"a": UP}, "any")
+    assert selection["low_a"].dtype == "boolean"  # of which null is a third value
+    assert selection["low_a"].tolist() == [True, False, pd.NA]
+
+
+def test_rows_of_a_larger_table_keep_their_votes():
+    frame = make_frame({"a": [0.0, 1.0, np.nan, 0.2]}).iloc[[3, 1, 2]]
+    selection = cast_votes(frame, {"a": UP}, "any")
+    assert selection["keep"].to_dict() == {3: False, 1: True, 2: False}
+    assert selection["low_a"].tolist() == [True, False, pd.NA]
+    assert [reason.split()[0] for reason in selection["reason"] if reason] == ["low", "unscored"]
+
+
 def test_truth_table_of_three_voters():
     """All eight combinations; the second voter is one where lower is better."""
     rows = list(itertools.product([False, True], repeat=3))

@@ -95,7 +95,7 @@ def _choose_edges(reference: Floats, num_bins: int) -> Floats:
     edges = np.unique(np.quantile(reference, shares, method="inverted_cdf"))
     edges = edges[edges < reference.max()]
     if not len(edges):
-        value = reference[0]
+        value = reference.max()
         edges = np.array([np.nextafter(value, -np.inf), value])
     return edges
 

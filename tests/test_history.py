@@ -1,0 +1,71 @@
+"""What nights leave behind: rows of runs, images that are gone, and the listing before."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import pyarrow as pa
+import pytest
+
+from iqa_ray.errors import UsageError
+from iqa_ray.images import IMAGES_SCHEMA
+from iqa_ray.rescoring.history import (
+    DELETED_FILE,
+    DELETED_SCHEMA,
+    LISTING_FILE,
+    RUNS_FILE,
+    RUNS_SCHEMA,
+    append_deleted,
+    append_run,
+    read_listing,
+)
+from iqa_ray.store import Workspace
+
+FIRST, SECOND = (datetime(2026, 11, day, 2, tzinfo=timezone.utc) for day in (24, 25))
+
+
+@pytest.fixture
+def workspace(tmp_path) -> Workspace:
+    return Workspace(str(tmp_path))
+
+
+def images(**times: int) -> pa.Table:
+    """Images by their ids, with the time at which each was last modified."""
+    rows = [
+        {"image_id": name, "path": f"/photos/{name}", "size_bytes": 1, "mtime_ns": time}
+        for name, time in times.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)
+
+
+def test_the_listing_before_the_first_night_is_that_of_score(workspace):
+    with pytest.raises(UsageError, match="run `iqa-ray score IMAGES"):
+        read_listing(workspace)
+    workspace.write_table("images.parquet", images(a=1))
+    assert read_listing(workspace).equals(images(a=1))
+    workspace.write_table(LISTING_FILE, images(a=1, b=2))
+    assert read_listing(workspace).equals(images(a=1, b=2))
+
+
+def test_every_night_adds_a_row(workspace):
+    append_run(workspace, {"started": FIRST, "status": "ok", "num_new": 3, "alerts": ["much"]})
+    append_run(workspace, {"started": SECOND, "status": "alert", "other": 1})
+    table = workspace.read_table(RUNS_FILE, "rescore")
+    assert table.schema.equals(RUNS_SCHEMA)
+    first, second = table.to_pylist()
+    assert (first["started"], first["status"], first["num_new"]) == (FIRST, "ok", 3)
+    assert first["alerts"] == ["much"]
+    assert (second["started"], second["status"], second["num_new"]) == (SECOND, "alert", None)
+
+
+def test_a_deleted_file_is_noted_once(workspace):
+    append_deleted(workspace, images(), FIRST)
+    assert not workspace.has(DELETED_FILE)
+    append_deleted(workspace, images(a=1, b=2), FIRST)
+    # a again, as where a night was cut short; b came back, was modified, and is gone again
+    append_deleted(workspace, images(a=1, b=3, c=1), SECOND)
+    append_deleted(workspace, images(a=1), SECOND)
+    table = workspace.read_table(DELETED_FILE, "rescore")
+    assert table.schema.equals(DELETED_SCHEMA)
+    found = [(row["image_id"], row["mtime_ns"], row["deleted"]) for row in table.to_pylist()]
+    assert found == [("a", 1, FIRST), ("b", 2, FIRST), ("b", 3, SECOND), ("c", 1, SECOND)]
