@@ -277,8 +277,9 @@ def inline_ray(monkeypatch):
 
 
 def share(weights=None):
-    material = sharing.Material([""] * 40, TARGETS.numpy(), 2, {}, 32, 10**6, "")
-    return sharing.Shared(material, {"resnet18": weights}, {"here": [PIXELS]}, {})
+    hashes = [str(row) for row in range(40)]
+    material = sharing.Material([""] * 40, hashes, TARGETS.numpy(), 2, {}, 32, 10**6, "")
+    return sharing.Shared(material, {"resnet18": weights}, {"here": [[PIXELS, hashes]]}, {})
 
 
 def open_frozen(shared, run):
