@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from conftest import make_texture
-from PIL import Image
+from PIL import Image, ImageOps
 
 from iqa_ray.decoding import ImageError, decode_image, hash_content, read_image_bytes
 from iqa_ray.files import locate
@@ -81,11 +81,79 @@ def test_sixteen_bits_keep_the_high_byte():
         np.testing.assert_array_equal(decoded, expected)
 
 
-def test_exif_orientation_is_applied():
+def grey_tiff(samples: np.ndarray, photometric: int | None = 1, num_bits: int | None = None):
+    """An uncompressed TIFF of one row of grey samples; Pillow writes few of those that it reads."""
+    kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
+    strip = samples.astype(samples.dtype.newbyteorder("<")).tobytes()
+    num_bits = num_bits or samples.dtype.itemsize * 8
+    width = len(strip) * 8 // num_bits
+    tags = {256: width, 257: 1, 258: num_bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: 1}
+    tags |= {279: len(strip), 339: kind}
+    if photometric is None:
+        del tags[262]
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + strip
+
+
+@pytest.mark.parametrize("photometric", [1, None])
+def test_sixteen_bits_whose_zero_is_white_are_no_negative(photometric):
+    samples = np.array([0, 0x00FF, 0x0100, 0x8000, 0xFFFF], np.uint16)
+    white = decode_image(grey_tiff(samples, photometric=0))
+    np.testing.assert_array_equal(white[0], np.column_stack([[255, 255, 254, 127, 0]] * 3))
+    black = decode_image(grey_tiff(samples, photometric))
+    np.testing.assert_array_equal(black[0], np.column_stack([[0, 0, 1, 128, 255]] * 3))
+    eight = decode_image(grey_tiff(np.array([0, 1, 128, 255], np.uint8), photometric=0))
+    assert eight[0, :, 0].tolist() == [255, 254, 127, 0]
+
+
+def test_twelve_bits_keep_the_highest_eight():
+    packed = np.array([0xFF, 0xF0, 0x10], np.uint8)  # 0xFFF and 0x010
+    assert decode_image(grey_tiff(packed, num_bits=12))[0].tolist() == [[255] * 3, [1] * 3]
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int32])
+def test_thirty_two_bits_within_sixteen_keep_the_high_byte_of_those(dtype):
+    samples = np.array([0, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF], dtype)
+    decoded = decode_image(grey_tiff(samples))
+    np.testing.assert_array_equal(decoded[0], np.column_stack([[0, 0, 1, 127, 128, 255]] * 3))
+    signed = decode_image(grey_tiff(np.array([0, 0xFF, 0x100, 0x7FFF], np.int16)))
+    assert signed[0, :, 0].tolist() == [0, 0, 1, 127]
+
+
+@pytest.mark.parametrize(
+    ("samples", "reason"),
+    [
+        (np.array([-1, 5], np.int32), "32-bit samples beyond 0..65535"),
+        (np.array([5, 65536], np.int32), "32-bit samples beyond 0..65535"),
+        (np.array([-1, 5], np.int16), "32-bit samples beyond 0..65535"),
+        (np.array([0, 1], np.float32), "floating-point samples"),
+    ],
+)
+def test_samples_without_an_equivalent_of_eight_bits(samples, reason):
+    with pytest.raises(ImageError, match=f"^{reason}") as caught:
+        decode_image(grey_tiff(samples))
+    assert caught.value.status == "unreadable"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_exif_orientation_is_applied(kind, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side: turn 90 degrees clockwise
-    data = encode(Image.fromarray(RGB), "PNG", exif=exif)
-    np.testing.assert_array_equal(decode_image(data), np.rot90(RGB, -1))
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(RGB), kind, exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        np.testing.assert_array_equal(decode_image(data), ImageOps.exif_transpose(image))
+    if (kind, orientation) == ("PNG", 6):  # stored lying on its side: turn 90 degrees clockwise
+        np.testing.assert_array_equal(decode_image(data), np.rot90(RGB, -1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF header", b"Exif\0\0MM\0*\0\0", b"II"])
+def test_pixels_are_read_where_exif_is_damaged(kind, exif):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encode(Image.fromarray(RGB), kind, exif=exif, **options)
+    np.testing.assert_array_equal(decode_image(data), RGB)
 
 
 def test_first_frame_of_animations():
