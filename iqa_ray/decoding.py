@@ -12,7 +12,8 @@ import hashlib
 import io
 import math
 import warnings
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -134,7 +135,7 @@ def _cut_samples(image: Image.Image) -> NDArray[np.uint8]:
 
     Pillow leaves such samples as they are stored; those of eight bits it inverts where 0 is white.
     """
-    tags = getattr(image, "tag_v2", {})
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
     num_bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
     samples = np.asarray(image).astype(np.uint16)
     if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == _MIN_IS_WHITE:
@@ -145,7 +146,7 @@ def _cut_samples(image: Image.Image) -> NDArray[np.uint8]:
 def _find_turn(image: Image.Image) -> Image.Transpose | None:
     """What shows a loaded image upright; None where it is so, or where its EXIF is damaged."""
     try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # as decoders do; the pixels are there without EXIF
         return None
 
