@@ -159,8 +159,8 @@ def read_manifest(location: Location, columns: Sequence[str]) -> pa.Table:
     A cell that is empty or NaN, as which pandas writes a number that is missing, is null.
 
     Raises:
-        UsageError: it does not exist, cannot be read, has no column `path`, or has one of
-            `columns` twice.
+        UsageError: it does not exist, cannot be read, has no column `path` or one of `columns`
+            twice, or a path holds a NUL, which no file system takes.
     """
     try:
         data = read_bytes(location)
@@ -179,9 +179,13 @@ def read_manifest(location: Location, columns: Sequence[str]) -> pa.Table:
         if found.count(name) > 1:
             raise UsageError(f"{location} has more than one column `{name}`: keep one")
     try:
-        return pa.table({name: _to_text(table[name]) for name in columns if name in found})
+        table = pa.table({name: _to_text(table[name]) for name in columns if name in found})
     except pa.ArrowException as error:
         raise UsageError(f"{location}: columns must hold text: {one_line(error)}") from None
+    row = pc.index(pc.match_substring(table["path"], "\0"), True).as_py()
+    if row >= 0:
+        raise UsageError(f"{location}: row {row + 1}: {table['path'][row].as_py()!r} holds a NUL")
+    return table
 
 
 def _parse_csv(data: bytes, columns: Sequence[str]) -> pa.Table:
@@ -245,13 +249,10 @@ def resolve_path(path: str | None, root: Location, manifest: Location, row: int)
     `.`, `..` and repeated slashes are resolved by name alone, so that a file has one path.
 
     Raises:
-        UsageError: the cell is empty or holds a NUL, or a relative path climbs out of the
-            manifest's folder.
+        UsageError: the cell is empty, or a relative path climbs out of the manifest's folder.
     """
     if not path:
         raise UsageError(f"{manifest}: row {row + 1} has an empty path")
-    if "\0" in path:
-        raise UsageError(f"{manifest}: row {row + 1}: {path!r} holds a NUL, as no path can")
     if path.startswith("file://"):
         path = locate(path).path
     if path.startswith("/"):
