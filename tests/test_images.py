@@ -81,11 +81,11 @@ def test_ids_do_not_depend_on_where_the_data_lies(image_folder, tmp_path):
 
 
 def test_extensions_in_any_case(tmp_path):
-    for name in ("a.JPG", "b.Png", "c.webp", "d.jp2", "e.TIFF", "f.bmp", "g.gif", "h.txt", "jpg"):
+    known = ["a.JPG", "b.Png", "c.jpeg", "d.jpe", "e.JFIF", "f.bmp", "g.dib", "h.tif", "i.TIFF"]
+    known += ["j.webp", "k.jp2", "l.j2k", "m.j2c", "n.jpx"]
+    for name in [*known, "o.gif", "p.txt", "jpg", "q.jpg.txt"]:
         (tmp_path / name).touch()
-    assert names_of(list_images(str(tmp_path))) == [
-        "a.JPG", "b.Png", "c.webp", "d.jp2", "e.TIFF", "f.bmp",
-    ]  # fmt: skip
+    assert names_of(list_images(str(tmp_path))) == known
 
 
 def test_strange_names_broken_and_looping_links(tmp_path):
