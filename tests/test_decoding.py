@@ -208,6 +208,13 @@ def test_what_cannot_be_used_has_a_status_and_a_reason(data, status):
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_in_no_known_format_is_called_so():
+    with pytest.raises(ImageError, match="^not an image in a format that is read here$"):
+        decode_image(b"hello, I am text")
+    with pytest.raises(ImageError, match="truncated"):
+        decode_image(encode(Image.fromarray(RGB), "PNG")[:-60])
+
+
 def test_limit_is_inclusive():
     data = encode(Image.fromarray(RGB), "PNG")
     assert decode_image(data, max_pixels=600).shape == (20, 30, 3)

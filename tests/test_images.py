@@ -105,6 +105,24 @@ def test_strange_names_broken_and_looping_links(tmp_path):
     assert by_name["self.jpg"] is None
 
 
+def test_folders_that_cannot_be_read_or_were_are_told(image_folder, monkeypatch, capsys):
+    root, real = image_folder(3), os.scandir
+
+    def scan(folder):
+        if os.path.basename(folder) == "a":
+            raise PermissionError(13, "Permission denied", folder)
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    (root / "loop").symlink_to(root)
+    assert names_of(list_images(str(root))) == ["001.jpg"]
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        f"skipped folder '{root}/a': Permission denied",
+        f"skipped '{root}/loop': this folder was listed already (a looping link?)",
+    ]
+
+
 def test_names_that_are_not_utf8(tmp_path):
     with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.jpg"), "wb"):
         pass
