@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -77,7 +78,10 @@ def test_ids_do_not_depend_on_where_the_data_lies(image_folder, tmp_path):
     manifest = tmp_path / "moved" / "list.csv"
     pd.DataFrame({"path": ["./a/000.jpg", "b/001.jpg"]}).to_csv(manifest, index=False)
     assert set(list_images(str(manifest)).table["image_id"].to_pylist()) < set(ids)
-    assert ids[0] == make_image_id("a/000.jpg")
+    assert ids[0] == make_image_id("a/000.jpg") == "ab6340aecdcf4ca54f56"
+    name = b"caf\xe9.jpg"
+    expected = hashlib.blake2b(name, digest_size=10).hexdigest()
+    assert make_image_id(os.fsdecode(name)) == expected
 
 
 def test_extensions_in_any_case(tmp_path):
@@ -303,6 +307,27 @@ def test_manifest_that_is_no_table(tmp_path):
     (tmp_path / "list.parquet").write_bytes(b"not parquet")
     with pytest.raises(UsageError, match="cannot read"):
         list_images(str(tmp_path / "list.parquet"))
+
+
+def test_a_table_without_columns_has_no_path(tmp_path):
+    pq.write_table(pa.table({}), tmp_path / "list.parquet")
+    with pytest.raises(UsageError, match=r"no column `path` \(it has: none\)"):
+        list_images(str(tmp_path / "list.parquet"))
+
+
+def test_a_folder_may_have_the_name_of_a_manifest(image_folder):
+    assert names_of(list_images(str(image_folder(2, "photos.csv")))) == ["000.jpg", "001.jpg"]
+
+
+def test_an_image_of_a_store_in_a_local_manifest(tmp_path):
+    import fsspec
+
+    uri = f"memory://{tmp_path.name}/a/1.jpg"
+    fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/a/1.jpg", b"data")
+    (tmp_path / "list.csv").write_text(f"path\n{uri}\n")
+    (row,) = list_images(str(tmp_path / "list.csv"), "top").table.to_pylist()
+    assert (row["path"], row["label"], row["size_bytes"]) == (uri, None, 4)
+    assert list_images(str(tmp_path / "list.csv")).table["label"].to_pylist() == ["a"]
 
 
 def test_missing_empty_and_wrong_sources(tmp_path):

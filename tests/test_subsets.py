@@ -164,6 +164,8 @@ def test_a_file_in_the_place_of_a_link_is_not_overwritten(selection, tmp_path, k
         '{"links": ["../photos/a/000.jpg"]}',
         '{"links": {"../photos/000.jpg": null}}',
         '{"links": {"a/..": null}}',
+        '{"links": {"a/.": null}}',
+        '{"links": {"a/": null}}',
         '{"links": {"a/../../photos/a/000.jpg": null}}',
         '{"links": {"a": null}}',
     ],
@@ -242,14 +244,15 @@ def test_a_folder_with_other_things_is_left_alone(selection, tmp_path):
 
 def test_same_names_and_dangerous_labels(tmp_path):
     rows = []
-    for number, label in enumerate(["same", "same", "../up", "x/y", None, ".."]):
+    for number, label in enumerate(["same", "same", "../up", "x/y", "n\0l", None, ".."]):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "1.jpg").write_bytes(b"x")
         rows.append((f"i{number}", str(tmp_path / str(number) / "1.jpg"), label, True))
-    assert link_kept(make_selection(rows), str(tmp_path / "kept")) == 6
+    assert link_kept(make_selection(rows), str(tmp_path / "kept")) == 7
     files = {p.relative_to(tmp_path / "kept").as_posix() for p in tmp_path.glob("kept/*/*")}
     assert files == {
-        "same/1.jpg", "same/1-i1.jpg", "_._up/1.jpg", "x_y/1.jpg", "unlabelled/1.jpg", "_./1.jpg",
+        "same/1.jpg", "same/1-i1.jpg", "_._up/1.jpg", "x_y/1.jpg", "n_l/1.jpg",
+        "unlabelled/1.jpg", "_./1.jpg",
     }  # fmt: skip
 
 
