@@ -189,12 +189,7 @@ def read_manifest(location: Location, columns: Sequence[str]) -> pa.Table:
 
 
 def _parse_csv(data: bytes, columns: Sequence[str]) -> pa.Table:
-    options = pacsv.ConvertOptions(
-        column_types={name: pa.string() for name in columns},
-        strings_can_be_null=True,
-        null_values=[""],
-        quoted_strings_can_be_null=True,
-    )
+    options = pacsv.ConvertOptions(column_types={name: pa.string() for name in columns})
     return pacsv.read_csv(
         pa.BufferReader(data),
         read_options=pacsv.ReadOptions(use_threads=False),  # as in `parse_parquet`

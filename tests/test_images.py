@@ -267,7 +267,8 @@ def test_fsspec_uri():
         ("path\na/000.jpg\na/\x001.jpg\n", r"row 2: 'a/\\x001\.jpg' holds a NUL"),
         ("path\n/x/\x001.jpg\n", "row 1: .* holds a NUL"),
         ("path,label\n,x\na.jpg,y\n", "row 1 has an empty path"),
-        ("path\n../outside.jpg\n", "climbs out of"),
+        ("path\n../outside.jpg\n", r"row 1: '\.\./outside.jpg' climbs out of .*/photos;"),
+        ("path\na/000.jpg\na/../..\n", "row 2: .* climbs out of"),
         ("path\nnowhere.jpg\nneither.jpg\n", "none of the 2 paths"),
         ("path\na/000.jpg\n./a/000.jpg\n", "more than once"),
         ("", "cannot read"),
@@ -313,6 +314,20 @@ def test_a_table_without_columns_has_no_path(tmp_path):
     pq.write_table(pa.table({}), tmp_path / "list.parquet")
     with pytest.raises(UsageError, match=r"no column `path` \(it has: none\)"):
         list_images(str(tmp_path / "list.parquet"))
+
+
+def test_a_manifest_may_have_strange_names_and_cells(image_folder):
+    root = image_folder(2)
+    for name in ("new\nline.jpg", 'quo"te.jpg', "..dots.jpg"):
+        (root / name).touch()
+    lines = ["path,label", '"new\nline.jpg",""', '"quo""te.jpg",', "..dots.jpg,NA", "a/000.jpg,nan"]
+    (root / "list.csv").write_text("\n".join(lines))
+    table = list_images(str(root / "list.csv")).table
+    found = dict(zip(names_of_table(table), table["label"].to_pylist(), strict=True))
+    expected = {"new\nline.jpg": None, 'quo"te.jpg': None, "..dots.jpg": "NA", "000.jpg": "nan"}
+    assert found == expected
+    unlabelled = list_images(str(root / "list.csv"), "none").table
+    assert unlabelled["label"].null_count == unlabelled.num_rows == 4
 
 
 def test_a_folder_may_have_the_name_of_a_manifest(image_folder):
