@@ -339,9 +339,14 @@ def test_an_image_of_a_store_in_a_local_manifest(tmp_path):
 
     uri = f"memory://{tmp_path.name}/a/1.jpg"
     fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/a/1.jpg", b"data")
+    (tmp_path / "list.csv").write_text(
+        f"path\n{uri}/gone.jpg\n{uri}\n{uri.removesuffix('/1.jpg')}\n"
+    )
+    (folder, image, gone) = list_images(str(tmp_path / "list.csv"), "top").table.to_pylist()
+    assert (image["path"], image["label"], image["size_bytes"]) == (uri, None, 4)
+    for row in (folder, gone):
+        assert (row["size_bytes"], row["mtime_ns"]) == (None, None)
     (tmp_path / "list.csv").write_text(f"path\n{uri}\n")
-    (row,) = list_images(str(tmp_path / "list.csv"), "top").table.to_pylist()
-    assert (row["path"], row["label"], row["size_bytes"]) == (uri, None, 4)
     assert list_images(str(tmp_path / "list.csv")).table["label"].to_pylist() == ["a"]
 
 
