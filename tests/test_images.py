@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet as pq
 
 from iqa_ray.errors import UsageError
-from iqa_ray.files import locate
+from iqa_ray.files import Location, locate
 from iqa_ray.images import IMAGES_SCHEMA, list_images, locate_image, make_image_id
 from iqa_ray.selection.subsets import link_kept
 
@@ -308,6 +308,11 @@ def test_manifest_that_is_no_table(tmp_path):
     (tmp_path / "list.parquet").write_bytes(b"not parquet")
     with pytest.raises(UsageError, match="cannot read"):
         list_images(str(tmp_path / "list.parquet"))
+
+
+def test_a_local_path_may_look_like_a_uri():
+    assert locate_image("/data/a://b.jpg", "region=eu") == Location("", "/data/a://b.jpg")
+    assert locate_image("s3://b/x.jpg", "region=eu") == locate("s3://b/x.jpg?region=eu")
 
 
 def test_a_table_without_columns_has_no_path(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import stat
@@ -313,6 +314,28 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
         write_bytes(target, b"new")
     assert read_bytes(target) == b"old"
     assert os.listdir(tmp_path) == ["x.bin"]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch, kind):
+    def fail(*_):
+        raise kind
+
+    for module, name in ((os, "fsync"), (builtins, "open")):  # with half a file, and without any
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            with pytest.raises(kind):
+                write_bytes(locate(tmp_path / "x.bin"), b"new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    def fail(name, _):
+        raise PermissionError(13, "Permission denied", name)
+
+    monkeypatch.setattr(builtins, "open", fail)
+    with pytest.raises(PermissionError, match="/x.bin'$"):
+        write_bytes(locate(tmp_path / "x.bin"), b"new")
 
 
 def test_unfinished_writes_are_not_listed(tmp_path):
