@@ -1,9 +1,9 @@
 """Reading and decoding one image file, whatever is in it.
 
 The rule for pixels: what `torchvision.datasets.folder.default_loader` would give the classifier,
-that is Pillow's `convert("RGB")` (alpha dropped, palettes looked up, CMYK converted), after the
-EXIF orientation is applied and with 16-bit samples cut to their high byte. Of an animated or
-multi-page file the first frame counts.
+that is Pillow's `convert("RGB")` (alpha dropped, palettes looked up, CMYK converted), with the EXIF
+orientation applied and with samples of more than eight bits cut to their highest eight. Of an
+animated or multi-page file the first frame counts.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import hashlib
 import io
 import math
 import warnings
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, TiffImagePlugin
 
 from iqa_ray.files import Location, one_line, read_bytes
 from iqa_ray.object_stores import UnansweredError
@@ -32,6 +33,17 @@ LARGEST_MAX_PIXELS = 178_956_970
 MISSING = "No such file or directory"
 
 _PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "JPEG2000")
+_MIN_IS_WHITE = 0  # of TIFF's photometric interpretations
+# what shows an image of each EXIF orientation upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(ValueError):
@@ -95,7 +107,9 @@ def decode_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[n
                         "too_large",
                         f"{width}x{height} px is over the limit of {max_pixels:,} pixels",
                     )
-                return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+                image.load()
+                turn, rgb = _find_turn(image), _to_rgb(image)
+                return np.asarray(rgb if turn is None else rgb.transpose(turn))
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -110,8 +124,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16"):
-        high_byte = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return Image.fromarray(high_byte).convert("RGB")
+        return Image.fromarray(_cut_samples(image)).convert("RGB")
     if image.mode == "I":
         samples = np.asarray(image)
         if samples.min() < 0 or samples.max() > 65535:
@@ -120,6 +133,27 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point samples have no 8-bit equivalent")
     return image.convert("RGB")
+
+
+def _cut_samples(image: Image.Image) -> NDArray[np.uint8]:
+    """The highest eight bits of samples that have 16 bits or, in some TIFFs, 12.
+
+    Pillow leaves such samples as they are stored; those of eight bits it inverts where 0 is white.
+    """
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    num_bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    samples = np.asarray(image).astype(np.uint16)
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == _MIN_IS_WHITE:
+        samples = 2**num_bits - 1 - samples
+    return (samples >> (num_bits - 8)).astype(np.uint8)
+
+
+def _find_turn(image: Image.Image) -> Image.Transpose | None:
+    """What shows a loaded image upright; None where it is so, or where its EXIF is damaged."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # as decoders do; the pixels are there without EXIF
+        return None
 
 
 def _decoding_reason(error: Exception) -> str:

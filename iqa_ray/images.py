@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
+from pyarrow import compute as pc
 from pyarrow import csv as pacsv
 from pyarrow import fs as pafs
 
@@ -18,33 +18,16 @@ from iqa_ray.errors import UsageError
 from iqa_ray.files import (
     Location,
     find_info,
-    list_infos,
     locate,
     one_line,
     parse_parquet,
     read_bytes,
 )
-from iqa_ray.progress import log
+from iqa_ray.folders import EXTENSIONS, stat_entry, walk_local, walk_remote
 from iqa_ray.reading import run_ahead
 
 LabelMode = Literal["parent", "top", "none"]
 
-_JPEG_2000 = (".jp2", ".j2k", ".j2c", ".jpx")
-EXTENSIONS = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".webp",
-        *_JPEG_2000,
-    )
-)
 MANIFEST_EXTENSIONS = (".csv", ".parquet")
 # an object store answers slowly and many at a time
 _REMOTE_STATS = 16
@@ -95,7 +78,8 @@ def list_images(
             of either. Relative paths of a manifest are relative to the manifest's folder.
         labels: where an image's label comes from if no manifest says it: the name of its
             `parent` folder, of the `top` folder below the root, or `none`.
-        exclude: local folders to leave out (a workspace inside the image folder).
+        exclude: folders to leave out (a workspace inside the image folder). Those that `select
+            --link` made are left out anyway, unless `source` is one.
 
     Raises:
         UsageError: nothing is there, no image is in it, or the manifest is unusable.
@@ -104,7 +88,7 @@ def list_images(
     if root.path.lower().endswith(MANIFEST_EXTENSIONS) and not _is_folder(root):
         listing = _list_manifest(root, labels)
     else:
-        listing = _list_folder(root, labels, {location.path for location in exclude})
+        listing = _list_folder(root, labels, exclude)
     if listing.table.num_rows == 0:
         raise UsageError(
             f"{source} holds no images ({' '.join(sorted(EXTENSIONS))}): give a folder of images "
@@ -139,91 +123,31 @@ def _file_info(location: Location) -> pafs.FileInfo:
         raise UsageError(f"cannot reach {location}: {one_line(error)}") from None
 
 
-def _list_folder(root: Location, labels: LabelMode, exclude: set[str]) -> Listing:
+def _list_folder(root: Location, labels: LabelMode, exclude: Sequence[Location]) -> Listing:
     kind = _file_info(root).type
     if kind == pafs.FileType.NotFound:
         raise UsageError(f"{root} does not exist: give a folder of images or a manifest")
     if kind != pafs.FileType.Directory:
         raise UsageError(f"{root} is neither a folder of images nor a .csv or .parquet manifest")
     rows = _Rows([], [], [], [])
-    entries = _walk_local(root.path, exclude) if root.is_local else _walk_remote(root)
+    entries = (walk_local if root.is_local else walk_remote)(root, exclude)
     for name, path, size, mtime in sorted(entries):
         rows.add(name, path, size, mtime)
     root_name = posixpath.basename(root.path.rstrip("/"))
     return Listing(root, _build_table(rows, [_label_of(n, root_name, labels) for n in rows.names]))
 
 
-def _walk_local(root: str, exclude: set[str]) -> Iterator[tuple[str, str, int | None, int | None]]:
-    """Images below `root`; links to folders are followed once, hidden names are skipped."""
-    seen: set[tuple[int, int]] = set()
-    pending = [("", root)]
-    while pending:
-        prefix, folder = pending.pop()
-        try:
-            info = os.stat(folder)
-            if (info.st_dev, info.st_ino) in seen:
-                log(f"skipped {folder!r}: this folder was listed already (a looping link?)")
-                continue
-            seen.add((info.st_dev, info.st_ino))
-            entries = list(os.scandir(folder))
-        except OSError as error:
-            log(f"skipped folder {folder!r}: {error.strerror}")
-            continue
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _is_dir(entry):
-                if entry.path not in exclude:
-                    pending.append((f"{prefix}{entry.name}/", entry.path))
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-                size, mtime = _stat_entry(entry.path)
-                yield _printable(prefix + entry.name), _printable(entry.path), size, mtime
-
-
-def _is_dir(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
-
-
-def _stat_entry(path: str) -> tuple[int | None, int | None]:
-    try:
-        info = os.stat(path)
-    except OSError:  # a broken or looping link: a row without size, whose reading will fail
-        return None, None
-    return info.st_size, info.st_mtime_ns
-
-
-def _printable(name: str) -> str:
-    """A name that a table can hold: bytes that are not UTF-8 are escaped."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return os.fsencode(name).decode("utf-8", "backslashreplace")
-    return name
-
-
-def _walk_remote(root: Location) -> Iterator[tuple[str, str, int | None, int | None]]:
-    try:
-        infos = list_infos(root)
-    except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"cannot list {root}: {one_line(error)}") from None
-    for info in infos:
-        name = info.path[len(root.path) :].lstrip("/")
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        extension = posixpath.splitext(name)[1].lower()
-        if info.type == pafs.FileType.File and not hidden and extension in EXTENSIONS:
-            yield name, root.prefix + info.path, info.size, info.mtime_ns
-
-
 def _label_of(name: str, root_name: str, labels: LabelMode) -> str | None:
     parts = name.split("/")
     if labels == "none":
         return None
-    if labels == "top":
-        return parts[0] if len(parts) > 1 else None
-    return parts[-2] if len(parts) > 1 else root_name
+    if labels == "top":  # an image elsewhere is in no folder below the root
+        return parts[0] if len(parts) > 1 and not _is_absolute(name) else None
+    return (parts[-2] or None) if len(parts) > 1 else root_name
+
+
+def _is_absolute(path: str) -> bool:
+    return path.startswith("/") or "://" in path
 
 
 # --- manifests -------------------------------------------------------------------------------
@@ -232,40 +156,55 @@ def _label_of(name: str, root_name: str, labels: LabelMode) -> str | None:
 def read_manifest(location: Location, columns: Sequence[str]) -> pa.Table:
     """Read those of `columns` that a CSV or Parquet table has, all as strings.
 
+    A cell that is empty or NaN, as which pandas writes a number that is missing, is null.
+
     Raises:
-        UsageError: it does not exist, cannot be read, or has no column `path`.
+        UsageError: it does not exist, cannot be read, has no column `path` or one of `columns`
+            twice, or a path holds a NUL, which no file system takes.
     """
     try:
         data = read_bytes(location)
-        if location.path.lower().endswith(".parquet"):
-            table = parse_parquet(data)
-        else:
-            options = pacsv.ConvertOptions(
-                column_types={name: pa.string() for name in columns},
-                strings_can_be_null=True,
-                null_values=[""],
-                quoted_strings_can_be_null=True,
-            )
-            parsing = pacsv.ParseOptions(newlines_in_values=True)
-            alone = pacsv.ReadOptions(use_threads=False)  # as in `parse_parquet`
-            table = pacsv.read_csv(
-                pa.BufferReader(data),
-                read_options=alone,
-                parse_options=parsing,
-                convert_options=options,
-            )
+        is_parquet = location.path.lower().endswith(".parquet")
+        table = parse_parquet(data) if is_parquet else _parse_csv(data, columns)
+        found = table.column_names
     except FileNotFoundError:
         raise UsageError(f"{location} does not exist") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{location} has a header that is not UTF-8: save it as UTF-8") from None
     except (OSError, pa.ArrowException) as error:
         raise UsageError(f"cannot read {location}: {one_line(error)}") from None
-    if "path" not in table.column_names:
-        found = ", ".join(table.column_names) or "none"
-        raise UsageError(f"{location} has no column `path` (it has: {found})")
-    table = table.select([name for name in columns if name in table.column_names])
+    if "path" not in found:
+        raise UsageError(f"{location} has no column `path` (it has: {', '.join(found) or 'none'})")
+    for name in columns:
+        if found.count(name) > 1:
+            raise UsageError(f"{location} has more than one column `{name}`: keep one")
     try:
-        return table.cast(pa.schema([(name, pa.string()) for name in table.column_names]))
+        table = pa.table({name: _to_text(table[name]) for name in columns if name in found})
     except pa.ArrowException as error:
         raise UsageError(f"{location}: columns must hold text: {one_line(error)}") from None
+    row = pc.index(pc.match_substring(table["path"], "\0"), True).as_py()
+    if row >= 0:
+        raise UsageError(f"{location}: row {row + 1}: {table['path'][row].as_py()!r} holds a NUL")
+    return table
+
+
+def _parse_csv(data: bytes, columns: Sequence[str]) -> pa.Table:
+    options = pacsv.ConvertOptions(column_types={name: pa.string() for name in columns})
+    return pacsv.read_csv(
+        pa.BufferReader(data),
+        read_options=pacsv.ReadOptions(use_threads=False),  # as in `parse_parquet`
+        parse_options=pacsv.ParseOptions(newlines_in_values=True),
+        convert_options=options,
+    )
+
+
+def _to_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    text = column.cast(pa.string())
+    return pc.if_else(pc.equal(text, ""), None, text)
 
 
 def _list_manifest(location: Location, labels: LabelMode) -> Listing:
@@ -302,13 +241,19 @@ def _cells(table: pa.Table, column: str) -> list[Any]:
 def resolve_path(path: str | None, root: Location, manifest: Location, row: int) -> str:
     """A manifest's path as it is opened: relative ones count from the manifest's folder.
 
+    `.`, `..` and repeated slashes are resolved by name alone, so that a file has one path.
+
     Raises:
         UsageError: the cell is empty, or a relative path climbs out of the manifest's folder.
     """
     if not path:
         raise UsageError(f"{manifest}: row {row + 1} has an empty path")
-    if "://" in path or path.startswith("/"):
-        return str(locate(path)) if path.startswith("file://") else path
+    if path.startswith("file://"):
+        path = locate(path).path
+    if path.startswith("/"):
+        return posixpath.normpath("/" + path.lstrip("/"))
+    if "://" in path:
+        return path
     normal = posixpath.normpath(path)
     if normal.startswith("../") or normal == "..":
         raise UsageError(
@@ -328,12 +273,12 @@ def _stat_paths(paths: Sequence[str], root: Location) -> tuple[list[int | None],
     def stat(path: str) -> tuple[int | None, int | None]:
         if "://" in path:
             return _stat_remote(locate_image(path, root.options))
-        return _stat_entry(path)
+        return stat_entry(path)
 
     if any("://" in path for path in paths):
         found = list(run_ahead(stat, paths, _REMOTE_STATS, 2 * _REMOTE_STATS))
     else:
-        found = [_stat_entry(path) for path in paths]
+        found = [stat_entry(path) for path in paths]
     return [size for size, _ in found], [mtime for _, mtime in found]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import parquet as pq
 
-from iqa_ray.files import Location, parse_parquet, read_whole
+from iqa_ray.errors import UsageError
+from iqa_ray.files import Location, one_line, parse_parquet, read_whole
 
 Fingerprints = NDArray[np.uint64]
 
@@ -52,14 +54,33 @@ def fingerprints_of(schema: pa.Schema) -> Fingerprints:
     return np.frombuffer(base64.b64decode(encoded), np.uint64)
 
 
+@contextmanager
+def refuse_damaged(file: Location) -> Iterator[None]:
+    """Around the parsing of a file's bytes.
+
+    Raises:
+        UsageError: they are damaged, as those of a copy that was broken off; says what to do.
+    """
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UsageError(
+            f"cannot read {file}: {one_line(error)}; remove it and run again what made it"
+        ) from None
+
+
 def read_part(file: Location, columns: Sequence[str] | None = None) -> pa.Table:
-    """A part's rows."""
-    return parse_parquet(read_whole(file), columns)
+    """A part's rows. Raises as `refuse_damaged`."""
+    data = read_whole(file)
+    with refuse_damaged(file):
+        return parse_parquet(data, columns)
 
 
 def read_fingerprints(file: Location) -> Fingerprints:
-    """One a row of a part."""
-    return fingerprints_of(pq.read_schema(pa.BufferReader(read_whole(file))))
+    """One a row of a part. Raises as `refuse_damaged`."""
+    data = read_whole(file)
+    with refuse_damaged(file):
+        return fingerprints_of(pq.read_schema(pa.BufferReader(data)))
 
 
 def contains(ordered: Fingerprints, wanted: Fingerprints) -> NDArray[np.bool_]:

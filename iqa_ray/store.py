@@ -24,7 +24,7 @@ from iqa_ray.files import (
     read_whole,
     write_bytes,
 )
-from iqa_ray.part_files import record_of, to_parquet
+from iqa_ray.part_files import record_of, refuse_damaged, to_parquet
 from iqa_ray.parts import Parts
 
 if TYPE_CHECKING:
@@ -58,16 +58,19 @@ class Workspace:
         """Read `name` (such as `images.parquet`).
 
         Raises:
-            UsageError: it is not there; says that `iqa-ray <made_by>` makes it.
+            UsageError: it is not there, or damaged; says that `iqa-ray <made_by>` makes it.
         """
+        file = self.location / name
         try:
-            return parse_parquet(read_whole(self.location / name))
+            data = read_whole(file)
         except FileNotFoundError:
             raise UsageError(
                 f"{self} has no {name}: run `iqa-ray {made_by} … --workspace {self}` first"
             ) from None
         except (OSError, pa.ArrowException) as error:
-            raise UsageError(f"cannot read {self.location / name}: {one_line(error)}") from None
+            raise UsageError(f"cannot read {file}: {one_line(error)}") from None
+        with refuse_damaged(file):
+            return parse_parquet(data)
 
     def write_table(
         self, name: str, table: pa.Table, record: Mapping[str, Any] | None = None
@@ -82,18 +85,24 @@ class Workspace:
         self.write_table(name, pa.Table.from_pandas(frame, preserve_index=False), record)
 
     def read_record(self, name: str) -> dict[str, Any] | None:
-        """The record in the metadata of table `name`; None if there is no such table."""
+        """The record in the metadata of table `name`; None if there is no such table.
+
+        Raises:
+            UsageError: it is damaged.
+        """
         if not self.has(name):
             return None
-        schema = pq.read_schema(pa.BufferReader(read_whole(self.location / name)))
-        return record_of(schema)
+        data = read_whole(self.location / name)
+        with refuse_damaged(self.location / name):
+            return record_of(pq.read_schema(pa.BufferReader(data)))
 
     def read_json(self, name: str, made_by: str) -> dict[str, Any]:
         """Read a JSON object.
 
         Raises:
-            UsageError: it is not there or not an object.
+            UsageError: it is not there or not an object; says that `iqa-ray <made_by>` makes it.
         """
+        remedy = f"remove it and run `iqa-ray {made_by} --workspace {self}` again"
         try:
             loaded = json.loads(read_whole(self.location / name))
         except FileNotFoundError:
@@ -101,9 +110,11 @@ class Workspace:
                 f"{self} has no {name}: run `iqa-ray {made_by} --workspace {self}` first"
             ) from None
         except ValueError as error:
-            raise UsageError(f"{self.location / name} is not JSON: {one_line(error)}") from None
+            raise UsageError(
+                f"{self.location / name} is not JSON: {one_line(error)}; {remedy}"
+            ) from None
         if not isinstance(loaded, dict):
-            raise UsageError(f"{self.location / name} must hold a JSON object")
+            raise UsageError(f"{self.location / name} must hold a JSON object; {remedy}")
         return loaded
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:

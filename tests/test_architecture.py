@@ -16,6 +16,7 @@ PACKAGE = Path(iqa_ray.__file__).parent
 LAYERS = [
     ["errors", "progress", "object_stores", "reading"],
     ["config", "files"],
+    ["folders"],
     ["decoding", "images", "lock", "part_files"],
     ["parts"],
     ["store"],

@@ -11,9 +11,18 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from iqa_ray import cli
+from iqa_ray.decoding import DEFAULT_MAX_PIXELS, hash_content
+from iqa_ray.images import list_images
+from iqa_ray.metrics.spec import get_spec
+from iqa_ray.parts import make_fingerprints
+from iqa_ray.scores import SCORES_SCHEMA, scores_folder
+from iqa_ray.scoring import make_row_settings
+from iqa_ray.selection.cutoffs import Cutoff
+from iqa_ray.store import Workspace
 
 ROOT = Path(__file__).parent.parent
 
@@ -109,6 +118,71 @@ def test_unusable_input_is_exit_2_and_one_line(capsys, image_folder, tmp_path, a
     assert err.startswith("iqa-ray: error: ")
     assert err.count("\n") == 1
     assert not (tmp_path / "ws").exists()
+
+
+@pytest.fixture
+def scored(image_folder, tmp_path):
+    """A workspace of two images that is ready for `select`, made without Ray."""
+    photos, workspace = image_folder(2), Workspace(str(tmp_path / "ws"))
+    images = list_images(str(photos)).table
+    record = {"images": str(photos), "root": str(photos), "labels": "parent"}
+    record["max_pixels"] = DEFAULT_MAX_PIXELS
+    workspace.write_table("images.parquet", images, record)
+    paths = images["path"].to_pylist()
+    columns = [images["image_id"], paths, [hash_content(Path(path).read_bytes()) for path in paths]]
+    columns += [[1.0, 3.0], ["ok"] * 2, [None] * 2]
+    settings = make_row_settings(DEFAULT_MAX_PIXELS)
+    part = workspace.parts(scores_folder("lapm", get_spec("lapm").version))
+    part.write(
+        pa.table(dict(zip(SCORES_SCHEMA.names, columns, strict=True)), SCORES_SCHEMA),
+        make_fingerprints(images, settings),
+        settings,
+    )
+    cutoff = Cutoff(2.0, "higher_is_better", source="manual")
+    workspace.write_json("cutoffs.json", {"lapm": cutoff.to_json()})
+    return tmp_path / "ws"
+
+
+SCORE = ["score", "{photos}", "--workspace", "{ws}", "--metrics", "lapm"]
+SELECT = ["select", "--workspace", "{ws}"]
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "argv", "message"),
+    [
+        ("images.parquet", lambda data: data[:-20], SELECT, "cannot read {ws}/images.parquet"),
+        ("images.parquet", lambda data: data[:-20], SCORE, "cannot read {ws}/images.parquet"),
+        ("images.parquet", lambda data: b"", SCORE, "remove it and run again what made it"),
+        ("part-*.parquet", lambda data: b"", SELECT, "/part-"),
+        ("part-*.parquet", lambda data: b"", SCORE, "remove it and run again what made it"),
+        ("part-*.parquet", lambda data: data[:-20], SCORE, "cannot read {ws}/scores/metric=lapm/"),
+        ("cutoffs.json", lambda data: data[:-20], SELECT, "cutoffs.json is not JSON"),
+        ("cutoffs.json", lambda data: b"[]", SELECT, "must hold a JSON object"),
+        ("cutoffs.json", lambda data: b'{"lapm": 2}', SELECT, "is malformed (it: "),
+        ("cutoffs.json", lambda data: data.replace(b"2.0", b'"x"'), SELECT, "malformed (value: "),
+    ],
+)
+def test_damaged_tables_are_exit_2_and_one_line(capsys, scored, file, damage, argv, message):
+    names = {"photos": scored.parent / "photos", "ws": scored}
+    argv = [part.format(**names) for part in argv]
+    assert call(capsys, *argv)[0] == 0
+    (path,) = scored.rglob(file)
+    path.write_bytes(damage(path.read_bytes()))
+    code, out, err = call(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert message.format(**names) in err
+    assert err.startswith("iqa-ray: error: ")
+    assert err.count("\n") == 1
+
+
+def test_links_in_a_store_are_exit_2_and_one_line(capsys, scored, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = ["select", "--workspace", str(scored), "--link", "s3://bucket/kept"]
+    code, out, err = call(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert "--link makes a local folder, not one in s3://" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "s3:").exists()
 
 
 def test_main_job_step_by_step_with_json(image_folder, tmp_path):

@@ -12,6 +12,7 @@ from scipy import optimize, stats
 from iqa_ray import metrics
 from iqa_ray.cli import COMMANDS
 from iqa_ray.data.dotcodes import make_dataset
+from iqa_ray.errors import UsageError
 from iqa_ray.selection import cutoffs
 from iqa_ray.selection.cutoffs import Cutoff, fit_cutoff, measure_separation
 from iqa_ray.selection.jobs import CutoffsJob
@@ -275,3 +276,33 @@ def test_json_round_trip():
     assert {"value", "direction", "bandwidths", "crossings", "ci", "counts"} <= set(
         json.loads(text)
     )
+
+
+GOOD = {"value": 0.5, "direction": "higher_is_better"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "field"),
+    [
+        ("0.5", "it"),
+        (None, "it"),
+        ([], "it"),
+        ({}, "value"),
+        ({"value": 0.5}, "direction"),
+        ({**GOOD, "value": "low"}, "value"),
+        ({**GOOD, "value": float("nan")}, "value"),
+        ({**GOOD, "value": float("inf")}, "value"),
+        ({**GOOD, "direction": "up"}, "direction"),
+        ({**GOOD, "threshold": 1}, "threshold"),
+        ({**GOOD, "ci": [1]}, "ci"),
+        ({**GOOD, "crossings": 3}, "crossings"),
+        ({**GOOD, "counts": {"correct": "many"}}, "counts.correct"),
+    ],
+)
+def test_malformed_entries_are_refused_in_one_line(entry, field):
+    assert Cutoff.from_json(GOOD) == Cutoff(0.5, "higher_is_better")
+    with pytest.raises(
+        UsageError, match=rf"malformed \({field}.*: run `iqa-ray cutoffs` again"
+    ) as error:
+        Cutoff.from_json(entry)
+    assert "\n" not in str(error.value)

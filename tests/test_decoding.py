@@ -1,16 +1,29 @@
 from __future__ import annotations
 
+import errno
 import io
+import os
 import struct
+import warnings
 import zlib
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import make_texture
-from PIL import Image
+from PIL import Image, ImageOps
 
-from iqa_ray.decoding import ImageError, UnreadError, decode_image, hash_content, read_image_bytes
+from iqa_ray import decoding
+from iqa_ray.decoding import (
+    LARGEST_MAX_PIXELS,
+    ImageError,
+    UnreadError,
+    decode_image,
+    hash_content,
+    read_image_bytes,
+)
 from iqa_ray.files import locate
+from iqa_ray.object_stores import UnansweredError
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
@@ -81,11 +94,79 @@ def test_sixteen_bits_keep_the_high_byte():
         np.testing.assert_array_equal(decoded, expected)
 
 
-def test_exif_orientation_is_applied():
+def grey_tiff(samples: np.ndarray, photometric: int | None = 1, num_bits: int | None = None):
+    """An uncompressed TIFF of one row of grey samples; Pillow writes few of those that it reads."""
+    kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
+    strip = samples.astype(samples.dtype.newbyteorder("<")).tobytes()
+    num_bits = num_bits or samples.dtype.itemsize * 8
+    width = len(strip) * 8 // num_bits
+    tags = {256: width, 257: 1, 258: num_bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: 1}
+    tags |= {279: len(strip), 339: kind}
+    if photometric is None:
+        del tags[262]
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + strip
+
+
+@pytest.mark.parametrize("photometric", [1, None])
+def test_sixteen_bits_whose_zero_is_white_are_no_negative(photometric):
+    samples = np.array([0, 0x00FF, 0x0100, 0x8000, 0xFFFF], np.uint16)
+    white = decode_image(grey_tiff(samples, photometric=0))
+    np.testing.assert_array_equal(white[0], np.column_stack([[255, 255, 254, 127, 0]] * 3))
+    black = decode_image(grey_tiff(samples, photometric))
+    np.testing.assert_array_equal(black[0], np.column_stack([[0, 0, 1, 128, 255]] * 3))
+    eight = decode_image(grey_tiff(np.array([0, 1, 128, 255], np.uint8), photometric=0))
+    assert eight[0, :, 0].tolist() == [255, 254, 127, 0]
+
+
+def test_twelve_bits_keep_the_highest_eight():
+    packed = np.array([0xFF, 0xF0, 0x10], np.uint8)  # 0xFFF and 0x010
+    assert decode_image(grey_tiff(packed, num_bits=12))[0].tolist() == [[255] * 3, [1] * 3]
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.int32])
+def test_thirty_two_bits_within_sixteen_keep_the_high_byte_of_those(dtype):
+    samples = np.array([0, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF], dtype)
+    decoded = decode_image(grey_tiff(samples))
+    np.testing.assert_array_equal(decoded[0], np.column_stack([[0, 0, 1, 127, 128, 255]] * 3))
+    signed = decode_image(grey_tiff(np.array([0, 0xFF, 0x100, 0x7FFF], np.int16)))
+    assert signed[0, :, 0].tolist() == [0, 0, 1, 127]
+
+
+@pytest.mark.parametrize(
+    ("samples", "reason"),
+    [
+        (np.array([-1, 5], np.int32), "32-bit samples beyond 0..65535"),
+        (np.array([5, 65536], np.int32), "32-bit samples beyond 0..65535"),
+        (np.array([-1, 5], np.int16), "32-bit samples beyond 0..65535"),
+        (np.array([0, 1], np.float32), "floating-point samples"),
+    ],
+)
+def test_samples_without_an_equivalent_of_eight_bits(samples, reason):
+    with pytest.raises(ImageError, match=f"^{reason}") as caught:
+        decode_image(grey_tiff(samples))
+    assert caught.value.status == "unreadable"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_exif_orientation_is_applied(kind, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its side: turn 90 degrees clockwise
-    data = encode(Image.fromarray(RGB), "PNG", exif=exif)
-    np.testing.assert_array_equal(decode_image(data), np.rot90(RGB, -1))
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(RGB), kind, exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        np.testing.assert_array_equal(decode_image(data), ImageOps.exif_transpose(image))
+    if (kind, orientation) == ("PNG", 6):  # stored lying on its side: turn 90 degrees clockwise
+        np.testing.assert_array_equal(decode_image(data), np.rot90(RGB, -1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0no TIFF header", b"Exif\0\0MM\0*\0\0", b"II"])
+def test_pixels_are_read_where_exif_is_damaged(kind, exif):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encode(Image.fromarray(RGB), kind, exif=exif, **options)
+    np.testing.assert_array_equal(decode_image(data), RGB)
 
 
 def test_first_frame_of_animations():
@@ -128,6 +209,13 @@ def test_what_cannot_be_used_has_a_status_and_a_reason(data, status):
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_in_no_known_format_is_called_so():
+    with pytest.raises(ImageError, match="^not an image in a format that is read here$"):
+        decode_image(b"hello, I am text")
+    with pytest.raises(ImageError, match="truncated"):
+        decode_image(encode(Image.fromarray(RGB), "PNG")[:-60])
+
+
 def test_limit_is_inclusive():
     data = encode(Image.fromarray(RGB), "PNG")
     assert decode_image(data, max_pixels=600).shape == (20, 30, 3)
@@ -149,15 +237,71 @@ def test_random_damage_never_raises_anything_else():
                 assert error.status in ("unreadable", "too_large")
 
 
+def test_damage_is_told_by_the_row_alone():
+    """A warning of Pillow's would come once an image, and name none."""
+    exif = Image.Exif()
+    exif[0x010F] = "a maker whose name is cut off"
+    data = encode(Image.fromarray(RGB), "PNG", exif=exif.tobytes()[:-20])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(decode_image(data), RGB)
+
+
+def test_the_largest_limit_is_pillow_s_own():
+    assert LARGEST_MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+    with pytest.raises(ImageError, match="decompression bomb") as caught:
+        decode_image(png_header(LARGEST_MAX_PIXELS // 2 + 1, 2), 2 * LARGEST_MAX_PIXELS)
+    assert caught.value.status == "too_large"
+
+
 def test_reading_says_why_it_fails(tmp_path):
+    (tmp_path / "there.jpg").write_bytes(b"bytes")
+    assert read_image_bytes(locate(tmp_path / "there.jpg")) == b"bytes"
     (tmp_path / "empty.jpg").touch()
-    with pytest.raises(ImageError, match="the file is empty") as empty:
+    with pytest.raises(ImageError, match="^the file is empty$") as empty:
         read_image_bytes(locate(tmp_path / "empty.jpg"))
     assert not isinstance(empty.value, UnreadError)  # what is in it is known
-    with pytest.raises(UnreadError, match="No such file"):
+    with pytest.raises(UnreadError, match=f"^{os.strerror(errno.ENOENT)}$"):
         read_image_bytes(locate(tmp_path / "gone.jpg"))
-    with pytest.raises(UnreadError, match="Is a directory"):
+    with pytest.raises(UnreadError, match="^Is a directory$"):
         read_image_bytes(locate(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (OSError("the store says\nno"), "unreadable", "the store says no"),
+        (pa.ArrowInvalid("no such region"), "unreadable", "no such region"),
+        (MemoryError(), "too_large", "not enough memory to read it"),
+    ],
+)
+def test_errors_of_reading_are_rows(monkeypatch, error, status, message):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(decoding, "read_bytes", fail)
+    with pytest.raises(ImageError) as caught:
+        read_image_bytes(locate("/x.jpg"))
+    assert (caught.value.status, str(caught.value)) == (status, message)
+
+
+def test_a_store_that_is_down_says_nothing_of_an_image(monkeypatch):
+    def fail(_):
+        raise UnansweredError("no answer")
+
+    monkeypatch.setattr(decoding, "read_bytes", fail)
+    with pytest.raises(UnansweredError):
+        read_image_bytes(locate("/x.jpg"))
+
+
+def test_memory_that_decoding_lacks_makes_an_image_too_large(monkeypatch):
+    def fail(_):
+        raise MemoryError
+
+    monkeypatch.setattr(decoding, "_to_rgb", fail)
+    with pytest.raises(ImageError, match="^not enough memory to decode it$") as caught:
+        decode_image(encode(Image.fromarray(RGB), "PNG"))
+    assert caught.value.status == "too_large"
 
 
 def test_hash_is_of_the_bytes():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import stat
@@ -77,6 +78,41 @@ def test_missing_and_broken_tables_name_the_remedy(workspace):
     workspace.write_text("images.parquet", "text")
     with pytest.raises(UsageError, match="cannot read"):
         workspace.read_table("images.parquet", "score")
+
+
+@pytest.mark.parametrize("text", ["", "{broken", "[1]", "\xff"])
+def test_json_that_is_malformed_is_refused_with_the_remedy(workspace, text):
+    write_bytes(workspace.location / "cutoffs.json", text.encode("latin-1"))
+    with pytest.raises(
+        UsageError, match=r"cutoffs\.json .*JSON.*; remove it and run `iqa-ray cutoffs"
+    ):
+        workspace.read_json("cutoffs.json", "cutoffs")
+
+
+READERS = {
+    "table": lambda workspace: workspace.read_table("x.parquet", "score"),
+    "record": lambda workspace: workspace.read_record("x.parquet"),
+    "rows": lambda workspace: workspace.parts("").read(["image_id"]),
+    "fingerprints": lambda workspace: workspace.parts("").done(),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_file_that_is_cut_off_is_refused_with_the_remedy(tmp_path, reader):
+    """At whatever length; a file without any byte is what a node that loses power may leave."""
+    workspace = Workspace(str(tmp_path))
+    workspace.parts("").write(rows("abc"), np.arange(3, dtype=np.uint64), "s")
+    (part,) = tmp_path.iterdir()
+    data = part.read_bytes()
+    part.rename(tmp_path / "x.parquet")
+    READERS[reader](workspace)
+    for length in range(0, len(data), 7):
+        (tmp_path / "x.parquet").write_bytes(data[:length])
+        with pytest.raises(
+            UsageError, match=r"cannot read .*/x\.parquet: .*; remove it and"
+        ) as error:
+            READERS[reader](workspace)
+        assert "\n" not in str(error.value)
 
 
 def test_json_never_holds_nan(workspace):
@@ -323,6 +359,27 @@ def test_two_runs_that_record_their_metrics_lose_none(tmp_path):
     assert read_specs(workspace) == {spec.name: spec for spec in specs}
 
 
+def test_a_file_shows_under_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
+    """Or a node that loses power after the rename leaves an empty file under the name."""
+    target, synced = tmp_path / "x.bin", []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def sync(descriptor):
+        assert not target.exists()
+        synced.append((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+        real_sync(descriptor)
+
+    def replace_synced(source, destination):
+        assert synced == [(os.stat(source).st_ino, 3)]
+        real_replace(source, destination)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace_synced)
+    write_bytes(locate(target), b"new")
+    assert len(synced) == 1
+    assert target.read_bytes() == b"new"
+
+
 def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     target = locate(tmp_path / "x.bin")
     write_bytes(target, b"old")
@@ -365,6 +422,28 @@ def test_a_file_that_is_gone_can_be_deleted(tmp_path):
     for _ in range(2):
         delete_file(file)
         assert not is_file(file)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch, kind):
+    def fail(*_):
+        raise kind
+
+    for module, name in ((os, "fsync"), (builtins, "open")):  # with half a file, and without any
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            with pytest.raises(kind):
+                write_bytes(locate(tmp_path / "x.bin"), b"new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    def fail(name, _):
+        raise PermissionError(13, "Permission denied", name)
+
+    monkeypatch.setattr(builtins, "open", fail)
+    with pytest.raises(PermissionError, match="/x.bin'$"):
+        write_bytes(locate(tmp_path / "x.bin"), b"new")
 
 
 def test_unfinished_writes_are_not_listed(tmp_path):

@@ -17,12 +17,16 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from scipy import fft
 from scipy.stats import rankdata
+
+from iqa_ray.errors import UsageError
 
 Floats = NDArray[np.float64]
 Weighting = Literal["equal", "prior"]
 Bandwidth = Literal["scott", "silverman"] | float
+Direction = Literal["higher_is_better", "lower_is_better"]
 
 # the curves are tabulated at this many points a bandwidth, and this far beyond the data
 _POINTS_PER_BANDWIDTH = 32
@@ -53,8 +57,11 @@ class Cutoff:
         version: of the metric whose scores it was learnt on; None where it is not on record.
     """
 
+    # of `from_json`
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
     value: float | None
-    direction: str
+    direction: Direction
     source: str = "kde"
     bandwidths: dict[str, float] | None = None
     medians: dict[str, float] | None = None
@@ -81,14 +88,23 @@ class Cutoff:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> Cutoff:
-        """The reverse of `to_json`; unknown keys are an error (TypeError)."""
-        known = dict(entry)
-        known["crossings"] = tuple(known.get("crossings") or ())
-        known["ci"] = tuple(known["ci"]) if known.get("ci") else None
-        return cls(**known)
+        """The reverse of `to_json`.
+
+        Raises:
+            UsageError: `entry` is none of `to_json`; the message names the first wrong field.
+        """
+        try:
+            return TypeAdapter(cls).validate_python(entry)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"])) or "it"
+            raise UsageError(
+                f"an entry of cutoffs.json is malformed ({where}: {problem['msg']}): run "
+                "`iqa-ray cutoffs` again"
+            ) from None
 
 
-def name_direction(higher_is_better: bool) -> str:
+def name_direction(higher_is_better: bool) -> Direction:
     """The direction as it stands in `cutoffs.json`."""
     return "higher_is_better" if higher_is_better else "lower_is_better"
 
