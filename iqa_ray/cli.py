@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import iqa_ray
 from iqa_ray.config import build_parser, parse_job
+from iqa_ray.credentials import refuse_credentials
 from iqa_ray.errors import IncompleteError, UsageError
 
 DONE, INCOMPLETE, UNUSABLE, ALERT = 0, 1, 2, 3
@@ -136,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        refuse_credentials(arguments)  # before any message that repeats one
         return _run(arguments)
     except UsageError as error:
         return _fail(str(error), UNUSABLE)

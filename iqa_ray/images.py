@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
+from pyarrow import compute as pc
 from pyarrow import csv as pacsv
 from pyarrow import fs as pafs
 
+from iqa_ray.credentials import refuse_credentials
 from iqa_ray.errors import UsageError
 from iqa_ray.files import (
     Location,
@@ -263,9 +265,13 @@ def read_manifest(location: Location, columns: Sequence[str]) -> pa.Table:
         raise UsageError(f"{location} has no column `path` (it has: {found})")
     table = table.select([name for name in columns if name in table.column_names])
     try:
-        return table.cast(pa.schema([(name, pa.string()) for name in table.column_names]))
+        table = table.cast(pa.schema([(name, pa.string()) for name in table.column_names]))
     except pa.ArrowException as error:
         raise UsageError(f"{location}: columns must hold text: {one_line(error)}") from None
+    paths = table.column("path")
+    for path in paths.filter(pc.match_substring(paths, ":/")).to_pylist():
+        refuse_credentials(path, f"{location}: ")
+    return table
 
 
 def _list_manifest(location: Location, labels: LabelMode) -> Listing:

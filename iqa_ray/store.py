@@ -102,6 +102,8 @@ class Workspace:
         """
         try:
             loaded = json.loads(read_whole(self.location / name))
+        except UsageError:  # a ValueError too, which says what is wrong with the store
+            raise
         except FileNotFoundError:
             raise UsageError(
                 f"{self} has no {name}: run `iqa-ray {made_by} --workspace {self}` first"
