@@ -30,6 +30,8 @@ from iqa_ray.parts import Parts
 if TYPE_CHECKING:
     import pandas as pd
 
+_CONFIGS = "configs"
+
 
 class Workspace:
     """A folder or URI that holds a data set's tables (DESIGN, section 1)."""
@@ -53,6 +55,21 @@ class Workspace:
         except (OSError, pa.ArrowException) as error:
             reason = getattr(error, "strerror", None) or one_line(error)
             raise UsageError(f"--workspace {self}: cannot write there: {reason}") from None
+
+    def check_exists(self) -> None:
+        """Make sure that this is a workspace: some job has left its configuration there.
+
+        Raises:
+            UsageError: it is not.
+        """
+        try:
+            is_workspace = bool(list_files(self.location / _CONFIGS, ".yaml"))
+        except NotADirectoryError:
+            is_workspace = False
+        if not is_workspace:
+            raise UsageError(
+                f"{self} is not a workspace: it has no {_CONFIGS}/, which every job writes"
+            )
 
     # --- whole tables -------------------------------------------------------------------------
 
@@ -126,7 +143,7 @@ class Workspace:
     def record_config(self, name: str, job: Job) -> None:
         """Keep the resolved configuration of a run: `configs/<job>-<utc>.yaml`."""
         now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
-        self.write_text(f"configs/{name}-{now}.yaml", dump_settings(job))
+        self.write_text(f"{_CONFIGS}/{name}-{now}.yaml", dump_settings(job))
 
     def read_last_config(self, name: str) -> dict[str, Any]:
         """The settings of a job's last run.
@@ -134,7 +151,7 @@ class Workspace:
         Raises:
             UsageError: it was never run.
         """
-        folder = self.location / "configs"
+        folder = self.location / _CONFIGS
         files = [
             file
             for file in list_files(folder, ".yaml")
