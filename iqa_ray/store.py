@@ -62,11 +62,7 @@ class Workspace:
         Raises:
             UsageError: it is not.
         """
-        try:
-            is_workspace = bool(list_files(self.location / _CONFIGS, ".yaml"))
-        except NotADirectoryError:
-            is_workspace = False
-        if not is_workspace:
+        if not list_files(self.location / _CONFIGS, ".yaml"):
             raise UsageError(
                 f"{self} is not a workspace: it has no {_CONFIGS}/, which every job writes"
             )
