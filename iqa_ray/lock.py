@@ -34,7 +34,7 @@ from iqa_ray.files import (
     find_info,
     list_files,
     one_line,
-    read_bytes,
+    read_whole,
     write_bytes,
 )
 from iqa_ray.progress import log
@@ -281,7 +281,7 @@ def _to_json(owner: Owner) -> bytes:
 def _read(file: Location) -> Owner | None:
     """The owner that a lock names; if it is unreadable, an unknown one since it was written."""
     try:
-        owner = Owner(**json.loads(read_bytes(file)))
+        owner = Owner(**json.loads(read_whole(file)))
         _parse_time(owner.renewed or owner.started)
         if not isinstance(owner.pid, int) or owner.pid <= 0:
             raise ValueError("no process has such a number")
