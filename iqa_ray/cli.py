@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NoReturn
 
 import iqa_ray
 from iqa_ray.config import build_parser, parse_job
+from iqa_ray.credentials import refuse_credentials
 from iqa_ray.errors import IncompleteError, UsageError
 
 DONE, INCOMPLETE, UNUSABLE, ALERT = 0, 1, 2, 3
@@ -134,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        refuse_credentials(arguments)  # before any message that repeats one
         return _run(arguments)
     except UsageError as error:
         return _fail(str(error), UNUSABLE)
@@ -181,14 +185,41 @@ def _run(arguments: list[str]) -> int:
     )
     parsed = options.parse_args(arguments[1:])
     as_json = parsed.json
-    job = parse_job(model, parsed)
-    summary = command.load(command.run)(job)
+    with _stdout_sent_to_stderr():
+        job = parse_job(model, parsed)
+        summary = command.load(command.run)(job)
     describe: Callable[[dict[str, Any]], str] = command.load(command.describe)
     print(json.dumps(summary, ensure_ascii=False) if as_json else describe(summary), flush=True)
     alerts: list[str] = summary.get("alerts", [])
     for alert in alerts:
         print(f"iqa-ray: alert: {alert}", file=sys.stderr)
     return ALERT if alerts else DONE
+
+
+@contextmanager
+def _stdout_sent_to_stderr() -> Iterator[None]:
+    """Send to standard error what is printed meanwhile: standard output holds the summary alone.
+
+    Ray prints errors such as a lost worker on standard output and has no option against it. C
+    libraries write to the descriptor, not to `sys.stdout`; so both are redirected.
+    """
+    with ExitStack() as stack:
+        stdout, stderr = sys.stdout, sys.stderr
+        if stderr is None:  # the process was started without one
+            stderr = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        try:
+            descriptor, target = stdout.fileno(), stderr.fileno()
+        except (AttributeError, OSError):  # none, or replaced by an object in memory
+            pass
+        else:
+            stdout.flush()
+            kept = os.dup(descriptor)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, descriptor)
+            stack.callback(stdout.flush)  # what others wrote to it meanwhile goes with the rest
+            os.dup2(target, descriptor)
+        stack.enter_context(redirect_stdout(stderr))
+        yield
 
 
 def _list_commands() -> str:

@@ -16,23 +16,33 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from iqa_ray.credentials import refuse_credentials
 from iqa_ray.errors import UsageError
 
 JobT = TypeVar("JobT", bound="Job")
 
 
 class Job(BaseModel):
-    """Settings that every job has."""
+    """Settings that every job has; no URI among them holds credentials."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     address: str | None = Field(
         default=None,
         description="Ray cluster to use, where the job uses Ray: auto, ray://HOST:10001 or "
         "HOST:6379 (default: local Ray)",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_credentials(cls, settings: Any) -> Any:
+        # before any other check, whose message would repeat the value
+        refuse_credentials(settings)
+        return settings
 
 
 class WorkspaceJob(Job):
@@ -144,6 +154,9 @@ def load_settings(path: str | Path) -> dict[str, Any]:
         loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:  # its text would repeat parts of the file
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UsageError(f"--config {path} is not YAML: {line}{error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):

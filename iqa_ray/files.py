@@ -19,6 +19,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 from pyarrow import parquet as pq
 
+from iqa_ray.credentials import refuse_credentials
 from iqa_ray.errors import UsageError
 from iqa_ray.object_stores import UnansweredError, ask, find_kind, name_error, open_store
 
@@ -62,8 +63,13 @@ class Location:
 
 
 def locate(uri: str | Path) -> Location:
-    """The location that a path or URI names; nothing is opened."""
+    """The location that a path or URI names; nothing is opened.
+
+    Raises:
+        UsageError: a URI holds credentials.
+    """
     text = os.fspath(uri)
+    refuse_credentials(text)
     if text.startswith("file://"):
         return Location("", os.path.abspath(unquote(urlsplit(text).path)))
     match = _SCHEME.match(text)

@@ -14,6 +14,7 @@ from pyarrow import compute as pc
 from pyarrow import csv as pacsv
 from pyarrow import fs as pafs
 
+from iqa_ray.credentials import refuse_credentials
 from iqa_ray.errors import UsageError
 from iqa_ray.files import (
     Location,
@@ -182,6 +183,8 @@ def read_manifest(location: Location, columns: Sequence[str]) -> pa.Table:
         table = pa.table({name: _to_text(table[name]) for name in columns if name in found})
     except pa.ArrowException as error:
         raise UsageError(f"{location}: columns must hold text: {one_line(error)}") from None
+    for path in table["path"].filter(pc.match_substring(table["path"], ":/")).to_pylist():
+        refuse_credentials(path, f"{location}: ")
     row = pc.index(pc.match_substring(table["path"], "\0"), True).as_py()
     if row >= 0:
         raise UsageError(f"{location}: row {row + 1}: {table['path'][row].as_py()!r} holds a NUL")

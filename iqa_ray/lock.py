@@ -6,6 +6,9 @@ own below `rescore.lock/` and then lists them: of two runs the later one to writ
 and only who sees no other has the lock, however slowly requests are answered. Of runs that see each
 other the one whose name comes first waits a while for the others to go; a run that goes, goes for
 good. It does not hold on stores that list late, as S3 did before December 2020.
+
+Whoever holds a lock renews it every few minutes, so that a lock whose owner cannot be looked at,
+since it is on another machine, is known to be stale within the hour.
 """
 
 from __future__ import annotations
@@ -14,20 +17,32 @@ import json
 import os
 import posixpath
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from pathlib import Path
 
 from iqa_ray.errors import IncompleteError
-from iqa_ray.files import Location, delete_file, list_files, read_bytes, write_bytes
+from iqa_ray.files import (
+    Location,
+    delete_file,
+    find_info,
+    list_files,
+    one_line,
+    read_whole,
+    write_bytes,
+)
 from iqa_ray.progress import log
 
 LOCK_FILE = "rescore.lock"
-STALE_AFTER_S = 24 * 3600.0
+# Clocks of machines may differ and stores may fail for minutes: many renewals must be missed.
+STALE_AFTER_S = 3600.0
+_RENEW_EVERY_S = 300.0
 # how long those wait that need the lock for a moment
 _PATIENCE_S = 60.0
 _POLL_S = 0.2
@@ -41,15 +56,28 @@ _HELD: ContextVar[frozenset[Location]] = ContextVar("_HELD", default=frozenset()
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock: a process of a machine, since a UTC time (ISO 8601), maybe for a moment."""
+    """Who holds a lock.
+
+    Attributes:
+        token: of this lock alone.
+        host, pid: its process; empty and 0 if the lock's file is unreadable.
+        started: UTC time (ISO 8601) at which it took the lock.
+        is_brief: whether it holds the lock for a moment only.
+        process: what tells the process from later ones of the same number (`_identify`).
+        renewed: UTC time (ISO 8601) of the last renewal; empty before the first.
+    """
 
     token: str
     host: str
     pid: int
     started: str
     is_brief: bool = False
+    process: str = ""
+    renewed: str = ""
 
     def describe(self) -> str:
+        if not self.host:
+            return f"an unknown process since {self.started}"
         return f"process {self.pid} on {self.host} since {self.started}"
 
 
@@ -66,7 +94,7 @@ def hold_lock(folder: Location) -> Iterator[None]:
     """Hold the lock of a workspace, whose folder this is, for a whole run.
 
     It is waited for only where another run holds it for a moment. A lock is stale, and taken
-    over, when its process on this machine is gone, or when it is older than a day.
+    over, when its process on this machine is gone, or when it was not renewed for an hour.
 
     Raises:
         IncompleteError: another run holds it.
@@ -95,18 +123,36 @@ def hold_lock_briefly(folder: Location) -> Iterator[None]:
 def _hold(folder: Location, is_brief: bool) -> Iterator[None]:
     file, own = _take_patiently(folder, is_brief)
     held = _HELD.set(_HELD.get() | {folder})
+    is_over = threading.Event()
+    renewing = threading.Thread(target=_renew, args=(file, own, is_over), daemon=True)
+    renewing.start()
     try:
         yield
     finally:
+        is_over.set()
+        renewing.join()
         _HELD.reset(held)
         _remove(file, own)
+
+
+def _renew(file: Location, own: Owner, is_over: threading.Event) -> None:
+    """Renew a lock until `is_over`, or until another run has taken it over."""
+    while not is_over.wait(_RENEW_EVERY_S):
+        try:
+            found = _read(file)
+            if found is None or found.token != own.token:
+                log(f"the lock {file} is no longer held: another run may have taken it over")
+                return
+            write_bytes(file, _to_json(replace(own, renewed=_now())))
+        except OSError as error:
+            log(f"cannot renew the lock {file}: {one_line(error)}")
 
 
 def _take_patiently(folder: Location, is_brief: bool) -> tuple[Location, Owner]:
     deadline_s = time.monotonic() + _PATIENCE_S
     while True:
-        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        own = Owner(uuid.uuid4().hex, socket.gethostname(), os.getpid(), started, is_brief)
+        host, pid = socket.gethostname(), os.getpid()
+        own = Owner(uuid.uuid4().hex, host, pid, _now(), is_brief, _identify(pid))
         try:
             return _take(folder, own), own
         except _LockedError as error:
@@ -116,22 +162,48 @@ def _take_patiently(folder: Location, is_brief: bool) -> tuple[Location, Owner]:
             time.sleep(_POLL_S)
 
 
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
 def is_stale(owner: Owner) -> bool:
     """Whether the owner is certainly or very probably gone."""
-    age = datetime.now(timezone.utc) - datetime.fromisoformat(owner.started)
+    age = datetime.now(timezone.utc) - _parse_time(owner.renewed or owner.started)
     if age.total_seconds() > STALE_AFTER_S:
         return True
-    return owner.host == socket.gethostname() and not _is_running(owner.pid)
+    return owner.host == socket.gethostname() and not _is_running(owner)
 
 
-def _is_running(pid: int) -> bool:
+def _parse_time(text: str) -> datetime:
+    time_ = datetime.fromisoformat(text)
+    return time_ if time_.tzinfo else time_.replace(tzinfo=timezone.utc)
+
+
+def _is_running(owner: Owner) -> bool:
+    """Whether the owner, of this machine, still runs."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        os.kill(owner.pid, 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True
-    return True
+        pass
+    found = _identify(owner.pid)
+    return found == owner.process or "" in (found, owner.process)
+
+
+def _identify(pid: int) -> str:
+    """The machine's boot and the time at which a process was started; empty if not known.
+
+    A machine that was started anew has processes of the same numbers, and the first process of a
+    container always has number 1.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (OSError, ValueError):  # no /proc, or processes are hidden
+        return ""
+    # after the program's name, which may hold spaces and brackets; see proc(5)
+    return f"{boot} {status.rpartition(')')[2].split()[19]}"
 
 
 def _take(folder: Location, own: Owner) -> Location:
@@ -207,14 +279,22 @@ def _to_json(owner: Owner) -> bytes:
 
 
 def _read(file: Location) -> Owner | None:
+    """The owner that a lock names; if it is unreadable, an unknown one since it was written."""
     try:
-        return Owner(**json.loads(read_bytes(file)))
+        owner = Owner(**json.loads(read_whole(file)))
+        _parse_time(owner.renewed or owner.started)
+        if not isinstance(owner.pid, int) or owner.pid <= 0:
+            raise ValueError("no process has such a number")
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):  # half written
-        return Owner("", "unknown", 0, datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    except (ValueError, TypeError):
+        written = find_info(file).mtime
+        since = written.isoformat() if written else _now()
+        return Owner(since, "", 0, since, is_brief=True)  # it may be complete in a moment
+    return owner
 
 
 def _remove(file: Location, owner: Owner) -> None:
-    if _read(file) == owner:
+    found = _read(file)
+    if found is not None and found.token == owner.token:
         delete_file(file)

@@ -19,6 +19,8 @@ from urllib.parse import parse_qsl, urlsplit
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from iqa_ray.credentials import refuse_credentials
+
 AnswerT = TypeVar("AnswerT")
 
 _NUM_RETRIES = 9
@@ -81,6 +83,7 @@ def _open_s3(bucket: str, options: str) -> pafs.S3FileSystem:
         raise ValueError(f"unknown option {unknown[0]!r}; known: {', '.join(_S3_OPTIONS)}")
     address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if address and "endpoint_override" not in given:
+        refuse_credentials(address, "AWS_ENDPOINT_URL: ")
         parts = urlsplit(address)
         given = {"scheme": parts.scheme, "endpoint_override": parts.netloc, **given}
     if not {"endpoint_override", "region"} & set(given):

@@ -30,6 +30,8 @@ from iqa_ray.parts import Parts
 if TYPE_CHECKING:
     import pandas as pd
 
+_CONFIGS = "configs"
+
 
 class Workspace:
     """A folder or URI that holds a data set's tables (DESIGN, section 1)."""
@@ -47,6 +49,17 @@ class Workspace:
             UsageError: it cannot.
         """
         check_writable(self.location, "--workspace")
+
+    def check_exists(self) -> None:
+        """Make sure that this is a workspace: some job has left its configuration there.
+
+        Raises:
+            UsageError: it is not.
+        """
+        if not list_files(self.location / _CONFIGS, ".yaml"):
+            raise UsageError(
+                f"{self} is not a workspace: it has no {_CONFIGS}/, which every job writes"
+            )
 
     # --- whole tables -------------------------------------------------------------------------
 
@@ -105,6 +118,8 @@ class Workspace:
         remedy = f"remove it and run `iqa-ray {made_by} --workspace {self}` again"
         try:
             loaded = json.loads(read_whole(self.location / name))
+        except UsageError:  # a ValueError too, which says what is wrong with the store
+            raise
         except FileNotFoundError:
             raise UsageError(
                 f"{self} has no {name}: run `iqa-ray {made_by} --workspace {self}` first"
@@ -129,7 +144,7 @@ class Workspace:
     def record_config(self, name: str, job: Job) -> None:
         """Keep the resolved configuration of a run: `configs/<job>-<utc>.yaml`."""
         now = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
-        self.write_text(f"configs/{name}-{now}.yaml", dump_settings(job))
+        self.write_text(f"{_CONFIGS}/{name}-{now}.yaml", dump_settings(job))
 
     def read_configs(self, name: str) -> Iterator[dict[str, Any]]:
         """The settings of a job's runs, the last one first.
@@ -139,7 +154,7 @@ class Workspace:
         """
         files = [
             file
-            for file in list_files(self.location / "configs", ".yaml")
+            for file in list_files(self.location / _CONFIGS, ".yaml")
             if posixpath.basename(file.path).startswith(f"{name}-")
         ]
         if not files:

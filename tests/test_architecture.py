@@ -14,7 +14,9 @@ PACKAGE = Path(iqa_ray.__file__).parent
 
 # a module may import only from earlier lines
 LAYERS = [
-    ["errors", "progress", "object_stores", "reading"],
+    ["errors", "progress", "reading"],
+    ["credentials"],
+    ["object_stores"],
     ["config", "files"],
     ["folders"],
     ["decoding", "images", "lock", "part_files"],

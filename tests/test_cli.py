@@ -237,6 +237,93 @@ def test_incomplete_is_exit_1(image_folder, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_standard_output_holds_the_summary_alone(image_folder, tmp_path):
+    """A scoring actor is killed, which Ray reports on the driver's standard output."""
+    psutil = pytest.importorskip("psutil")
+    photos, ws = image_folder(60, height=400, width=500, blur_step=0.02), tmp_path / "ws"
+    command = ["score", str(photos), "--workspace", str(ws), "--metrics", "niqe", "--json"]
+    command += ["--num-actors", "1", "--shard-size", "5"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "iqa_ray.cli", *command],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(ws.glob("scores/**/part-*.parquet")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    children = psutil.Process(process.pid).children(recursive=True)
+    (actor,) = [child for child in children if "_Worker.run" in " ".join(child.cmdline())]
+    actor.send_signal(signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert json.loads(out)["num_scored"] == 60
+    assert out.count("\n") == 1
+    assert "an actor was lost: " in err
+
+
+# a job that prints in every way there is, and its summary
+PRINTS = """
+import os, subprocess, sys
+from iqa_ray import cli
+from iqa_ray.rescoring import jobs
+
+early = sys.stdout
+
+def run(job):
+    print("by print")
+    early.write("by a stream from before")
+    os.write(1, b"by descriptor")
+    subprocess.run(["echo", "by another process"])
+    return {"tables": {}, "workspace": job.ws}
+
+jobs.run_compact = run
+code = cli.main(["compact", "ws", *sys.argv[1:]])
+print("afterwards")
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "summary"),
+    [(["--json"], '{"tables": {}, "workspace": "ws"}'), ([], "ws has no parts")],
+)
+def test_what_a_job_prints_goes_to_standard_error(options, summary):
+    command = [sys.executable, "-c", PRINTS, *options]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == [summary, "afterwards"]
+    for way in ("by print", "by a stream from before", "by descriptor", "by another process"):
+        assert way in result.stderr
+
+
+def test_what_a_job_prints_in_this_process_goes_to_standard_error(capsys, monkeypatch):
+    def print_and_finish(job):
+        print("by print")
+        return {"tables": {}, "workspace": job.ws}
+
+    monkeypatch.setattr("iqa_ray.rescoring.jobs.run_compact", print_and_finish)
+    assert call(capsys, "compact", "ws") == (0, "ws has no parts\n", "by print\n")
+
+
+def test_a_reader_that_has_gone_is_exit_1_without_a_traceback():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", PRINTS.replace('print("afterwards")', ""), "--json"]
+    result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert result.returncode == 1
+    assert "by print" in result.stderr
+    assert "Error" not in result.stderr
+
+
+def test_a_job_without_standard_error_writes_its_summary_all_the_same():
+    command = " ".join(["exec", sys.executable, "-c", '"$0"', "--json", "2>&-"])
+    result = subprocess.run(
+        ["sh", "-c", command, PRINTS], stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert result.stdout.splitlines() == ['{"tables": {}, "workspace": "ws"}', "afterwards"]
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(image_folder, tmp_path):
     photos, ws = image_folder(200, height=400, width=500, blur_step=0.01), tmp_path / "ws"

@@ -732,3 +732,17 @@ def test_a_stale_lock_in_the_store_is_taken_over(server, capsys):
     with hold_lock(workspace.location):
         assert len(server.keys("lock/stale/rescore.lock/")) == 1
     assert "took over the lock of process 1 on elsewhere" in capsys.readouterr().err
+
+
+def test_a_lock_in_the_store_is_renewed(server, monkeypatch):
+    monkeypatch.setattr(lock, "_RENEW_EVERY_S", 0.3)
+    folder = Workspace(server.uri("lock/renewed")).location
+    with hold_lock(folder):
+        (file,) = list_files(folder / lock.LOCK_FILE)
+        deadline_s = time.monotonic() + GUARD_S
+        while not json.loads(read_whole(file))["renewed"] and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        assert json.loads(read_whole(file))["renewed"]
+        (again,) = list_files(folder / lock.LOCK_FILE)
+        assert again == file
+    assert not server.keys("lock/renewed/rescore.lock/")

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import inf
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ import pytest
 from pyarrow import compute as pc
 
 from iqa_ray import lock
+from iqa_ray.cli import main
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import (
     delete_file,
@@ -25,11 +27,13 @@ from iqa_ray.files import (
     locate,
     one_line,
     read_bytes,
+    remove_unfinished,
     write_bytes,
 )
 from iqa_ray.lock import hold_lock
 from iqa_ray.metrics.spec import get_spec
 from iqa_ray.parts import find_missing, make_fingerprints
+from iqa_ray.rescoring.jobs import CompactJob
 from iqa_ray.scores import read_specs, record_specs
 from iqa_ray.store import Workspace
 
@@ -258,6 +262,50 @@ def held(tmp_path):
     yield workspace.parts("t"), end
     end.set()
     thread.join()
+
+
+def test_a_folder_that_no_job_has_written_to_is_no_workspace(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "ws" / "scores").mkdir(parents=True)
+    (tmp_path / "ws" / "configs").mkdir()
+    names = ["", "ws", "ws/scores", "file", "missing", "file/below"]
+    for name in names:
+        with pytest.raises(UsageError, match="is not a workspace: it has no configs/"):
+            Workspace(str(tmp_path / name)).check_exists()
+    workspace = Workspace(str(tmp_path / "ws"))
+    workspace.record_config("compact", CompactJob(ws="ws"))
+    workspace.check_exists()
+    with pytest.raises(UsageError):
+        Workspace(str(tmp_path)).check_exists()
+
+
+def test_compacting_needs_a_workspace(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for name in ("TYPO", "photos"):
+        assert main(["compact", str(tmp_path / name)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"iqa-ray: error: {tmp_path / name} is not a workspace")
+        assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.rglob("*")] == ["photos"]
+
+
+def test_a_file_that_gets_its_name_beside_the_cleaning_is_no_error(tmp_path, monkeypatch):
+    day_ago = time.time() - 25 * 3600
+    for name in (".a.tmp", ".b.tmp", ".c.tmp", ".d.tmp"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (day_ago, day_ago))
+    real = Path.glob
+
+    def finish_some(folder, pattern):
+        found = sorted(real(folder, pattern))
+        (tmp_path / ".a.tmp").rename(tmp_path / "a")
+        (tmp_path / ".c.tmp").unlink()
+        return found
+
+    monkeypatch.setattr(Path, "glob", finish_some)
+    (tmp_path / ".d.tmp").touch()  # of a writer at work
+    remove_unfinished(locate(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == [".d.tmp", "a"]
 
 
 def test_rows_are_removed_under_the_lock(held, monkeypatch):

@@ -28,6 +28,7 @@ from urllib.error import HTTPError, URLError
 
 import pyarrow as pa
 
+from iqa_ray.credentials import refuse_credentials
 from iqa_ray.errors import UsageError
 from iqa_ray.files import (
     Location,
@@ -110,7 +111,11 @@ def cache_folder() -> Path:
 
 def resolve_folder(given: str | None) -> str | None:
     """The weights folder that the user names: `given`, or `$IQA_RAY_WEIGHTS`."""
-    return given or os.environ.get(FOLDER_VARIABLE)
+    if given:
+        return given
+    folder = os.environ.get(FOLDER_VARIABLE)
+    refuse_credentials(folder, f"{FOLDER_VARIABLE}: ")
+    return folder
 
 
 def default_folder() -> Location:
@@ -134,6 +139,8 @@ def read_lock(folder: Location) -> Lock | None:
         if unknown := {name for names in metrics.values() for name in names} - set(files):
             raise ValueError(f"no entry for {', '.join(sorted(unknown))}")
         return Lock(str(loaded["pyiqa"]), metrics, files)
+    except UsageError:  # a ValueError too, which says what is wrong with the store
+        raise
     except FileNotFoundError:
         return None
     except (OSError, pa.ArrowException) as error:

@@ -320,10 +320,12 @@ def run_compact(job: CompactJob) -> dict[str, Any]:
     """Merge parts of every table that is kept as parts.
 
     Raises:
+        UsageError: there is no such workspace.
         IncompleteError: another run holds the workspace.
     """
     start_s = time.monotonic()
     workspace = Workspace(job.ws or job.workspace or "")
+    workspace.check_exists()
     tables = {}
     with hold_lock(workspace.location):
         for folder in list_parts_folders(workspace):
