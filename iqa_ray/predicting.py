@@ -23,6 +23,7 @@ from iqa_ray.images import LabelMode, list_images
 from iqa_ray.parts import make_fingerprints
 from iqa_ray.predictions import (
     PREDICTIONS_FILE,
+    Origins,
     import_predictions,
     judge_predictions,
     write_predictions,
@@ -97,10 +98,10 @@ def run_predict(job: PredictJob) -> dict[str, Any]:
     images = workspace.read_table("images.parquet", "score IMAGES")
     workspace.prepare()
     if job.predictions is not None:
-        table, hashes, details = import_predictions(workspace, images, job.predictions)
+        table, origins, details = import_predictions(workspace, images, job.predictions)
     else:
-        table, hashes, details = _train_and_predict(workspace, images, job)
-    write_predictions(workspace, table, hashes)
+        table, origins, details = _train_and_predict(workspace, images, job)
+    write_predictions(workspace, table, origins)
     workspace.record_config("predict", job)
     judged = table.column("correct").drop_null()
     num_correct = int(pc.sum(judged).as_py() or 0)
@@ -118,7 +119,7 @@ def run_predict(job: PredictJob) -> dict[str, Any]:
 
 def _train_and_predict(
     workspace: Workspace, images: pa.Table, job: PredictJob
-) -> tuple[pa.Table, list[str | None], dict[str, Any]]:
+) -> tuple[pa.Table, Origins, dict[str, Any]]:
     record = workspace.read_record("images.parquet") or {}
     options = locate(record.get("images", "")).options
     max_pixels = int(record.get("max_pixels", DEFAULT_MAX_PIXELS))
@@ -145,7 +146,7 @@ def _train_and_predict(
         "num_held_out": num_held_out,
         "model": str(workspace.location / model_file(model.key)),
     }
-    return judge_predictions(frame, model.classes), hashes, details
+    return judge_predictions(frame, model.classes), Origins(hashes), details
 
 
 def _check_classes(training: pa.Table, chosen: pa.Table) -> set[str]:

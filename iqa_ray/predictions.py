@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -31,37 +32,48 @@ PREDICTIONS_SCHEMA = pa.schema(
 )
 
 
-def write_predictions(workspace: Workspace, table: pa.Table, hashes: Sequence[str | None]) -> None:
-    """Write `predictions.parquet`.
+@dataclass(frozen=True)
+class Origins:
+    """What predictions are of.
 
-    Args:
-        table: PREDICTIONS_SCHEMA.
-        hashes: row for row, the hash of the content that was predicted; None where unknown. The
-            file's record keeps them, since other programs read its columns.
+    Attributes:
+        content_hashes: row for row, the hash of the content that was predicted; None where it is
+            not known.
+        has_own_labels: whether the user's file gave labels, which are then those to compare with.
     """
-    workspace.write_table(PREDICTIONS_FILE, table, {"content_hashes": list(hashes)})
+
+    content_hashes: list[str | None]
+    has_own_labels: bool = False
 
 
-def read_predictions(workspace: Workspace) -> pd.DataFrame:
-    """The columns of PREDICTIONS_SCHEMA, and `content_hash` of what was predicted.
+def write_predictions(workspace: Workspace, table: pa.Table, origins: Origins) -> None:
+    """Write `predictions.parquet` (PREDICTIONS_SCHEMA).
 
-    The hash is None where it is unknown, as in all rows of a file that an older version wrote, or
+    The record in its metadata keeps the origins, since other programs read its columns.
+    """
+    workspace.write_table(PREDICTIONS_FILE, table, asdict(origins))
+
+
+def read_predictions(workspace: Workspace) -> tuple[pd.DataFrame, Origins | None]:
+    """The predictions (PREDICTIONS_SCHEMA) and what they are of.
+
+    The origins are None if they are not on record, as in a file that an older version wrote, or
     from which another program took rows out.
 
     Raises:
         UsageError: there are no predictions.
     """
-    table = workspace.read_table(PREDICTIONS_FILE, "predict")
+    table = workspace.read_table(PREDICTIONS_FILE, "predict", PREDICTIONS_SCHEMA)
+    record = record_of(table.schema)
     frame = table.select(PREDICTIONS_SCHEMA.names).to_pandas()
-    hashes = record_of(table.schema).get("content_hashes", [])
-    if len(hashes) != len(frame):
-        hashes = [None] * len(frame)
-    return frame.assign(content_hash=pd.Series(hashes, frame.index, object))
+    if "content_hashes" not in record or len(record["content_hashes"]) != len(frame):
+        return frame, None
+    return frame, Origins(**record)
 
 
 def import_predictions(
     workspace: Workspace, images: pa.Table, file: str
-) -> tuple[pa.Table, list[str | None], dict[str, Any]]:
+) -> tuple[pa.Table, Origins, dict[str, Any]]:
     """Read a user's predictions and match them with the images of the workspace.
 
     Args:
@@ -70,8 +82,8 @@ def import_predictions(
             Paths may be as listed, relative to the images' root, or to the present folder.
 
     Returns:
-        The table (PREDICTIONS_SCHEMA), the content hashes that the scores know of its images, and
-        its origin for the run's summary.
+        The table (PREDICTIONS_SCHEMA), its origins, with the content hashes that the scores know of
+        its images, and where it comes from for the run's summary.
 
     Raises:
         UsageError: a column is missing, a path is empty or there twice, or none is known.
@@ -80,6 +92,8 @@ def import_predictions(
     given = read_manifest(location, ["path", "label", "predicted", "confidence"])
     if "predicted" not in given.column_names:
         raise UsageError(f"{file} has no column `predicted`")
+    if not given.num_rows:
+        raise UsageError(f"{file} has no rows: give a prediction an image")
     frame = given.to_pandas()
     root = locate((workspace.read_record("images.parquet") or {}).get("root", ""))
     frame["image_id"] = _match_paths(given.column("path").to_pylist(), images, root, location)
@@ -106,8 +120,8 @@ def import_predictions(
     if "label" in known:
         labels = known.set_index("image_id")["label"]
         result["label"] = result["image_id"].map(labels).fillna(result["label"])
-    hashes = _find_hashes(workspace, result["image_id"])
-    return judge_predictions(result), hashes, {"predictions": str(location)}
+    origins = Origins(_find_hashes(workspace, result["image_id"]), "label" in known)
+    return judge_predictions(result), origins, {"predictions": str(location)}
 
 
 def _match_paths(

@@ -17,6 +17,7 @@ from pyarrow import compute as pc
 from iqa_ray.decoding import DEFAULT_MAX_PIXELS
 from iqa_ray.errors import UsageError
 from iqa_ray.files import list_files
+from iqa_ray.images import IMAGES_SCHEMA
 from iqa_ray.lock import hold_lock_briefly
 from iqa_ray.metrics.spec import SPECS, MetricSpec, get_spec
 from iqa_ray.part_files import record_of
@@ -138,7 +139,7 @@ class ListedScores:
 
     def __init__(self, workspace: Workspace, images: pa.Table | None = None) -> None:
         self._workspace = workspace
-        listed = workspace.read_table("images.parquet", "score IMAGES")
+        listed = workspace.read_table("images.parquet", "score IMAGES", IMAGES_SCHEMA)
         self.record = record_of(listed.schema)
         self.images = listed if images is None else images
         max_pixels = int(self.record.get("max_pixels", DEFAULT_MAX_PIXELS))

@@ -67,11 +67,12 @@ class Workspace:
         """Whether the file `name` exists."""
         return is_file(self.location / name)
 
-    def read_table(self, name: str, made_by: str) -> pa.Table:
-        """Read `name` (such as `images.parquet`).
+    def read_table(self, name: str, made_by: str, schema: pa.Schema | None = None) -> pa.Table:
+        """Read `name` (such as `images.parquet`), whose columns `schema` lists at least.
 
         Raises:
-            UsageError: it is not there, or damaged; says that `iqa-ray <made_by>` makes it.
+            UsageError: it is not there, damaged, or lacks a column; says that `iqa-ray <made_by>`
+                makes it.
         """
         file = self.location / name
         try:
@@ -83,7 +84,13 @@ class Workspace:
         except (OSError, pa.ArrowException) as error:
             raise UsageError(f"cannot read {file}: {one_line(error)}") from None
         with refuse_damaged(file):
-            return parse_parquet(data)
+            table = parse_parquet(data)
+        for column in schema.names if schema else ():
+            if column not in table.column_names:
+                raise UsageError(
+                    f"{file} has no column {column!r}: run `iqa-ray {made_by} … --workspace {self}`"
+                )
+        return table
 
     def write_table(
         self, name: str, table: pa.Table, record: Mapping[str, Any] | None = None

@@ -81,7 +81,7 @@ def run_inline(before_shard: BeforeShard = lambda shard: None) -> Iterator[None]
             (cluster, "count_actors", lambda *_: 2),
             (cluster, "list_nodes", lambda *_: nodes),
             (cluster, "check_room", lambda *_: None),
-            (cluster, "count_gpus", lambda: 0.0),
+            (cluster, "prefer_gpu", lambda resources: resources),
             (spreading, "run_shards", run_shards),
             (spreading, "MeasuredScorer", lambda make, _: make()),
             (spreading, "DeepShardScorer", DeepStandIn),

@@ -247,10 +247,10 @@ def test_simplenet_sees_images_of_its_own_size(ws, monkeypatch):
         return [RunFailure(run, "not trained") for run in todo]
 
     monkeypatch.setattr(arms, "_train", train)
-    for settings in ({"image_size": None}, {"image_size": 48}):
+    for settings in ({"image_size": None}, {"image_size": 64}):
         with pytest.raises(IncompleteError, match="not trained"):
             compare(ws, backbones=("simplenet",), seeds=(0,), **settings)
-    assert sizes == [{256}, {48}]
+    assert sizes == [{256}, {64}]
     with pytest.raises(UsageError, match="published for images of different sizes"):
         compare(ws, backbones=("simplenet", "resnet18"), image_size=None)
 

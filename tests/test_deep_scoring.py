@@ -20,6 +20,7 @@ from iqa_ray.images import list_images
 from iqa_ray.metrics import deep
 from iqa_ray.metrics.pulling import prepare_weights
 from iqa_ray.parts import make_fingerprints
+from iqa_ray.predictions import PREDICTIONS_SCHEMA
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import find_spec, scored_metrics, scores_frame
 from iqa_ray.scoring import describe_scores, run_score
@@ -154,7 +155,7 @@ def test_max_side_is_for_musiq(mixed, tmp_path, weights_folder):
         score(mixed, tmp_path / "ws", weights_folder, ("lapm",), max_side=512)
     job = {"images": str(mixed), "workspace": "ws", "weights": str(weights_folder)}
     job |= {"metrics": ("musiq", "cnniqa"), "max_side": 512}
-    musiq, cnniqa = scoring._make_groups(make_job(ScoreJob, job))
+    musiq, cnniqa = scoring._make_groups(make_job(ScoreJob, job), {})
     assert musiq.specs[0].version.endswith("+max-side-512")
     assert "max-side" not in cnniqa.specs[0].version
 
@@ -204,8 +205,7 @@ def test_cutoffs_of_no_metric(image_folder, tmp_path, setting):
     """Which metrics there are is known by the workspace, and only then by the tables."""
     ws = str(tmp_path / "ws")
     iqa_ray.score(str(image_folder(2)), ws, ["lapm"])
-    table = pd.DataFrame({"image_id": ["x"], "correct": [True]})
-    table.to_parquet(Path(ws, "predictions.parquet"))
+    Workspace(ws).write_table("predictions.parquet", PREDICTIONS_SCHEMA.empty_table())
     with pytest.raises(UsageError, match="unknown metric 'nosuch'"):
         run_cutoffs(make_job(CutoffsJob, {"workspace": ws, **setting}))
 

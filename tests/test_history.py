@@ -7,7 +7,6 @@ from datetime import datetime, timezone
 import pyarrow as pa
 import pytest
 
-from iqa_ray.errors import UsageError
 from iqa_ray.images import IMAGES_SCHEMA
 from iqa_ray.rescoring.history import (
     DELETED_FILE,
@@ -15,6 +14,7 @@ from iqa_ray.rescoring.history import (
     LISTING_FILE,
     RUNS_FILE,
     RUNS_SCHEMA,
+    add_hashes,
     append_deleted,
     append_run,
     read_listing,
@@ -38,13 +38,13 @@ def images(**times: int) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)
 
 
-def test_the_listing_before_the_first_night_is_that_of_score(workspace):
-    with pytest.raises(UsageError, match="run `iqa-ray score IMAGES"):
-        read_listing(workspace)
-    workspace.write_table("images.parquet", images(a=1))
-    assert read_listing(workspace).equals(images(a=1))
-    workspace.write_table(LISTING_FILE, images(a=1, b=2))
-    assert read_listing(workspace).equals(images(a=1, b=2))
+def test_the_last_night_s_listing_has_content_hashes(workspace):
+    assert read_listing(workspace) is None
+    workspace.write_table(LISTING_FILE, images(a=1, b=2))  # as older versions did
+    assert read_listing(workspace).column("content_hash").to_pylist() == [None, None]
+    listing = add_hashes(images(a=1, b=2), pa.array(["f0", None]))
+    workspace.write_table(LISTING_FILE, listing)
+    assert read_listing(workspace).equals(listing)
 
 
 def test_every_night_adds_a_row(workspace):

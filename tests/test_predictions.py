@@ -22,7 +22,7 @@ from iqa_ray.decoding import hash_content
 from iqa_ray.errors import UsageError
 from iqa_ray.images import IMAGES_SCHEMA
 from iqa_ray.predicting import PredictJob, run_predict
-from iqa_ray.predictions import PREDICTIONS_SCHEMA, read_predictions, write_predictions
+from iqa_ray.predictions import PREDICTIONS_SCHEMA, Origins, read_predictions, write_predictions
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scoring import run_score
 from iqa_ray.store import Workspace
@@ -53,7 +53,7 @@ def in_this_process(monkeypatch) -> list[int]:
 
     monkeypatch.setattr(cluster, "connect", lambda address: nullcontext())
     monkeypatch.setattr(cluster, "count_actors", lambda *_: 1)
-    monkeypatch.setattr(cluster, "count_gpus", lambda: 0.0)
+    monkeypatch.setattr(cluster, "prefer_gpu", lambda resources: resources)
     for module in (spreading, predictor):
         monkeypatch.setattr(module, "run_shards", run_inline)
     monkeypatch.setattr(seeds, "train_on_ray", train)
@@ -74,7 +74,9 @@ def predict(ws: str, **settings: Any) -> dict[str, Any]:
 
 
 def read(ws: str) -> pd.DataFrame:
-    frame = read_predictions(Workspace(ws))
+    frame, origins = read_predictions(Workspace(ws))
+    assert origins is not None
+    frame["content_hash"] = pd.Series(origins.content_hashes, dtype=object)
     return frame.set_index(frame["path"].map(lambda path: Path(path).name))
 
 
@@ -233,7 +235,7 @@ def test_a_path_below_the_root_and_below_this_folder_means_the_root(
     monkeypatch.chdir(inner)
     (tmp_path / "mine.csv").write_text("path,predicted\na/000.jpg,a\n./b/../b/001.jpg,b\n")
     predict(ws, predictions=str(tmp_path / "mine.csv"))
-    found = read_predictions(Workspace(ws))["path"].tolist()
+    found = read_predictions(Workspace(ws))[0]["path"].tolist()
     assert found == [str(root / "a" / "000.jpg"), str(root / "b" / "001.jpg")]
 
 
@@ -317,6 +319,13 @@ def test_predictions_can_be_imported_before_any_metric_has_a_score(tmp_path, ws)
     assert read(ws)["content_hash"].tolist() == [None] * 12
 
 
+def test_predictions_without_a_row_are_refused(tmp_path, ws):
+    score(list_with_split(tmp_path / "photos"), ws)
+    (tmp_path / "mine.csv").write_text("path,predicted\n")
+    with pytest.raises(UsageError, match="mine.csv has no rows"):
+        predict(ws, predictions=str(tmp_path / "mine.csv"))
+
+
 def test_predictions_are_read_with_their_hashes_row_for_row(ws):
     columns = [["2", "1"], ["y", "x"], ["a", None], ["a", "b"], [0.5, None], [True, None]]
     arrays = [pa.array(c, t) for c, t in zip(columns, PREDICTIONS_SCHEMA.types, strict=True)]
@@ -324,13 +333,17 @@ def test_predictions_are_read_with_their_hashes_row_for_row(ws):
     workspace = Workspace(ws)
     with pytest.raises(UsageError, match="run `iqa-ray predict"):
         read_predictions(workspace)
-    write_predictions(workspace, table, ["f0", None])
-    frame = read_predictions(workspace)
-    assert list(frame) == [*PREDICTIONS_SCHEMA.names, "content_hash"]
+    origins = Origins(["f0", None], has_own_labels=True)
+    write_predictions(workspace, table, origins)
+    frame, found = read_predictions(workspace)
+    assert list(frame) == PREDICTIONS_SCHEMA.names
     assert frame["image_id"].tolist() == ["2", "1"]
-    assert frame["content_hash"].tolist() == ["f0", None]
+    assert found == origins
     kept = pq.read_table(f"{ws}/predictions.parquet").slice(1)  # as other programs might
     pq.write_table(kept, f"{ws}/predictions.parquet")
-    assert read_predictions(workspace)["content_hash"].tolist() == [None]
+    assert read_predictions(workspace)[1] is None
     workspace.write_table("predictions.parquet", table)  # as older versions did
-    assert read_predictions(workspace)["content_hash"].tolist() == [None, None]
+    assert read_predictions(workspace)[1] is None
+    workspace.write_table("predictions.parquet", table.drop_columns("correct"))
+    with pytest.raises(UsageError, match="has no column 'correct': run `iqa-ray predict"):
+        read_predictions(workspace)

@@ -40,6 +40,7 @@ from iqa_ray.config import make_job
 from iqa_ray.decoding import ImageError, decode_image, hash_content
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.predicting import PredictJob, run_predict
+from iqa_ray.predictions import read_predictions
 from iqa_ray.rescoring.jobs import CompactJob, RescoreJob, run_compact, run_rescore
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import (
@@ -51,7 +52,7 @@ from iqa_ray.scores import (
 )
 from iqa_ray.scoring import run_score
 from iqa_ray.selection.cutoffs import Cutoff
-from iqa_ray.selection.jobs import CutoffsJob, SelectJob, run_cutoffs, run_select
+from iqa_ray.selection.jobs import CutoffsJob, SelectJob, fit_cutoffs, run_cutoffs, run_select
 from iqa_ray.store import Workspace
 
 CPU = ("lapm", "wavs")
@@ -374,17 +375,17 @@ class Sequences(RuleBasedStateMachine):
         return len(self.seen[name][self.stat(name)]) > 1
 
     def check_predictions(self, expected: dict[str, str], is_complete: bool) -> None:
-        from iqa_ray.predictions import read_predictions
-
         if not Path(self.ws, "predictions.parquet").exists():
             return
         listing = self.listing()
         assert listing is not None
         stats = {row.path: (row.size_bytes, row.mtime_ns) for row in listing.itertuples()}
-        for row in read_predictions(Workspace(self.ws)).itertuples():
+        table, origins = read_predictions(Workspace(self.ws))
+        assert origins is not None
+        for row, content_hash in zip(table.itertuples(), origins.content_hashes, strict=True):
             name = self.name_of(row.path)
-            if isinstance(row.content_hash, str):
-                assert expected[row.content_hash] == row.predicted, row
+            if content_hash is not None:
+                assert expected[content_hash] == row.predicted, row
             elif is_complete and self.stat(name) and self.stat(name) == stats[row.path]:
                 content = (self.photos / name).read_bytes()
                 assert content == TRUNCATED, f"{name} has no prediction"
@@ -393,30 +394,28 @@ class Sequences(RuleBasedStateMachine):
     @precondition(lambda self: Path(self.ws, "predictions.parquet").exists())
     def cutoffs(self) -> None:
         self.command(run_cutoffs, CutoffsJob, min_wrong=2)
-        self.check_cutoffs()
 
-    def check_cutoffs(self) -> None:
-        """Right and wrong are counted where prediction and score are of one content."""
-        from iqa_ray.predictions import read_predictions
-
-        if not Path(self.ws, "cutoffs.json").exists():
-            return
+    @invariant()
+    def right_and_wrong_are_counted_where_prediction_score_and_label_fit(self) -> None:
         workspace = Workspace(self.ws)
-        predictions = read_predictions(workspace).set_index("image_id")
-        entries = json.loads(Path(self.ws, "cutoffs.json").read_text())
-        for name in set(entries) & set(scored_metrics(workspace)):
-            entry = entries[name]
-            if entry["source"] != "kde" or entry["version"] != find_spec(workspace, name).version:
-                continue
+        known = scored_metrics(workspace)
+        if not known or not Path(self.ws, "predictions.parquet").exists():
+            return
+        table, origins = read_predictions(workspace)
+        assert origins is not None
+        predictions = table.assign(content_hash=origins.content_hashes).set_index("image_id")
+        only_count = make_job(CutoffsJob, {"workspace": self.ws, "min_wrong": 1000})
+        for name, cutoff in fit_cutoffs(workspace, only_count).items():
             frame = scores_frame(workspace, [name]).set_index("image_id")
             counts = {"correct": 0, "incorrect": 0}
             for image_id, row in frame[frame["status"] == "ok"].iterrows():
                 if image_id not in predictions.index:
                     continue
                 said = predictions.loc[image_id]
-                if said["content_hash"] == row["content_hash"] and pd.notna(said["correct"]):
+                is_same = said["content_hash"] == row["content_hash"]
+                if is_same and said["label"] == row["label"] and pd.notna(said["correct"]):
                     counts["correct" if said["correct"] else "incorrect"] += 1
-            assert entry["counts"] == counts, name
+            assert cutoff.counts == counts, name
 
     @rule(quantile=st.floats(0.2, 0.8))
     @precondition(lambda self: self.listing() is not None)

@@ -132,7 +132,8 @@ def fit_cutoffs(workspace: Workspace, job: CutoffsJob) -> dict[str, Cutoff]:
         )
     cutoffs = {}
     if fitted:
-        predictions, scores = _read_judged(workspace), ListedScores(workspace)
+        scores = ListedScores(workspace)
+        predictions = _read_judged(workspace, scores.images)
         for name in fitted:
             cutoffs[name] = _fit(workspace, name, scores.read(name), predictions, job)
     for name, value in job.cutoff.items():
@@ -160,19 +161,33 @@ def read_cutoffs(workspace: Workspace) -> dict[str, Cutoff]:
     return {name: Cutoff.from_json(entry) for name, entry in entries.items()}
 
 
-def _read_judged(workspace: Workspace) -> pd.DataFrame:
-    """The predictions that were judged: image_id, correct, and content_hash if it is on record."""
-    predictions = read_predictions(workspace)
-    judged = predictions.loc[
-        predictions["correct"].notna(), ["image_id", "content_hash", "correct"]
-    ]
-    if judged["content_hash"].notna().any() or judged.empty:
-        return judged
-    log(
-        f"{PREDICTIONS_FILE} does not say of which contents its predictions are, so those of "
-        "images that changed since count as well: run `iqa-ray predict` again"
-    )
-    return judged.drop(columns="content_hash")
+def _read_judged(workspace: Workspace, images: pa.Table) -> pd.DataFrame:
+    """The predictions that were judged: image_id, correct, and content_hash if it is on record.
+
+    One that was judged by a label which the listing no longer gives is left out.
+    """
+    predictions, origins = read_predictions(workspace)
+    judged = predictions["correct"].notna()
+    columns = ["image_id", "correct"]
+    if origins is None:
+        log(
+            f"{PREDICTIONS_FILE} does not say of which contents its predictions are, so those of "
+            "images that changed since count as well: run `iqa-ray predict` again"
+        )
+    else:
+        predictions["content_hash"] = pd.Series(origins.content_hashes, dtype=object)
+        columns.append("content_hash")
+    if origins is not None and not origins.has_own_labels:
+        ids, labels = (images.column(name).to_pandas() for name in ("image_id", "label"))
+        present = predictions["image_id"].map(dict(zip(ids, labels, strict=True)))
+        is_other = judged & present.notna() & (present != predictions["label"])
+        if is_other.any():
+            log(
+                f"{is_other.sum():,} predictions were judged by labels that changed since, and do "
+                "not count: run `iqa-ray predict` again"
+            )
+        judged &= ~is_other
+    return predictions.loc[judged, columns]
 
 
 def _fit(
