@@ -276,9 +276,9 @@ def read_scores(workspace: Workspace, name: str) -> pa.Table:
     return ListedScores(workspace).read(name)
 
 
-def count_failures(workspace: Workspace, names: Sequence[str], images: pa.Table) -> dict[str, Any]:
+def count_failures(listed: ListedScores, names: Sequence[str]) -> dict[str, Any]:
     """Images without a score for some metric: their number, and examples by metric and status."""
-    listed = ListedScores(workspace, images)
+    images = listed.images
     failed = np.zeros(images.num_rows, bool)
     report: dict[str, Any] = {}
     for name in names:

@@ -97,7 +97,7 @@ def run_score(
         _drop_repeated(workspace, groups)
         _check_contents(listed)
     seconds = time.monotonic() - start_s
-    failures = count_failures(workspace, job.metrics, listing.table)
+    failures = count_failures(listed, job.metrics)
     return {
         "num_images": num_images,
         "num_scored": num_to_score,

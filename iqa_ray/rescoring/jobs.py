@@ -270,7 +270,7 @@ def _find_alerts(
 ) -> list[str]:
     listing = night.listing.table
     tonight = listing.filter(pa.array(_mark(listing, night)))
-    failed = count_failures(workspace, list(drifts), tonight)
+    failed = count_failures(ListedScores(workspace, tonight), list(drifts))
     return find_alerts(
         drifts,
         change,
