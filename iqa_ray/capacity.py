@@ -97,15 +97,16 @@ def raise_share(nodes: Iterable[Mapping[str, float]], share: float) -> float:
     Ray picks a node by the sum of what is free on its cards. Five actors with 0.4 go to a node of
     two cards, where the fifth waits for ever while other nodes have room, and a group of workers
     with such a node never starts (Ray 2.60). So a fraction is raised, where it must be, until the
-    sum over a node's cards holds no more actors than the cards do.
+    sum over a node's cards holds no more actors than the cards do. For shares below a twentieth
+    that can cost an actor a card.
     """
     need = _to_units(share)
     if not 0 < need < _UNITS:
         return share
-    per_card = _UNITS // need
     most_cards = max((int(node.get("GPU", 0.0)) for node in nodes), default=0)
-    enough = most_cards * _UNITS // (most_cards * per_card + 1) + 1
-    return max(need, min(enough, _UNITS // per_card)) / _UNITS
+    while most_cards * _UNITS // need > most_cards * (_UNITS // need):
+        need += 1
+    return need / _UNITS
 
 
 def describe_amounts(amounts: Mapping[str, float], names: Iterable[str]) -> str:

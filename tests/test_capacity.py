@@ -174,14 +174,27 @@ def test_what_is_planned_fits_at_the_same_time(nodes, num_models, with_cpu, gpus
 
 @given(NODES, st.floats(0.01, 0.9999))
 @example([{"CPU": 8, "GPU": 2}], 0.4)
+@example([{"CPU": 0, "GPU": 2}], 0.0121)
 def test_shares_that_ray_counts_as_the_cards_do(nodes, share):
     """Ray picks a node by the sum over its cards: that must not promise more than they hold."""
-    raised = raise_share(nodes, share)
-    assert raised >= round(share, 4)
-    for node in nodes:
-        by_cards = room_on({"GPU": node["GPU"]}, Resources(0.0, raised))
-        assert by_cards == room_on({"GPU": node["GPU"]}, Resources(0.0, share))
-        assert by_cards == round(node["GPU"] * 10_000) // round(raised * 10_000)
+
+    def counts_alike(units: int) -> bool:
+        return all(
+            room_on({"GPU": node["GPU"]}, Resources(0.0, units / 10_000))
+            == round(node["GPU"] * 10_000) // units
+            for node in nodes
+        )
+
+    units, raised = round(share * 10_000), round(raise_share(nodes, share) * 10_000)
+    assert raised >= units
+    assert counts_alike(raised)
+    assert not any(map(counts_alike, range(units, raised)))  # by no more than that
+    if share >= 0.05:  # and no actor is lost by it
+        for node in nodes:
+            gpus = {"GPU": node["GPU"]}
+            assert room_on(gpus, Resources(0.0, raised / 10_000)) == room_on(
+                gpus, Resources(0.0, share)
+            )
 
 
 @pytest.mark.parametrize("share", [0, 0.25, 0.5, 1, 2])
