@@ -561,4 +561,4 @@ def test_readers_see_present_contents_whatever_was_done_before():
 
 @pytest.mark.slow
 def test_readers_see_present_contents_in_many_more_sequences():
-    run(300, 40)
+    run(100, 30)
