@@ -431,6 +431,39 @@ def test_only_images_whose_content_decides_are_opened(desk, monkeypatch):
     assert counts == [0, 1, 1, 0, 1]
 
 
+def test_images_are_opened_with_the_options_of_their_store(desk, monkeypatch):
+    file = desk.put("a/0.bmp", 10)
+    desk.score("lapm")
+    touch(file)
+    asked = []
+
+    def list_images(*args: Any, **given: Any) -> Any:
+        listing = night_lists(*args, **given)
+        return replace(listing, root=replace(listing.root, options="region=x"))
+
+    def read_file(path: str, options: str) -> Any:
+        asked.append(options)
+        return night_reads(path, "")
+
+    night_lists, night_reads = night.list_images, night.read_file
+    monkeypatch.setattr(night, "list_images", list_images)
+    monkeypatch.setattr(night, "read_file", read_file)
+    assert desk.rescore()["num_retouched"] == 1
+    assert asked == ["region=x"]
+
+
+def test_nights_label_images_as_the_last_score_did(desk):
+    desk.put("a/deeper/0.bmp", 10)
+    desk.put("a/deeper/1.bmp", 20).rename(desk.photos / "b.bmp")
+    desk.score("lapm", labels="top")
+    desk.rescore()
+    listing = pd.read_parquet(f"{desk.ws}/history/listing.parquet")
+    assert dict(zip(listing["path"].map(os.path.basename), listing["label"], strict=True)) == {
+        "0.bmp": "a", "b.bmp": None,
+    }  # fmt: skip
+    assert listing["content_hash"].notna().all()
+
+
 def test_an_image_that_cannot_be_opened_is_scored_like_a_changed_one(desk, monkeypatch):
     desk.put("a/0.bmp", 10)
     file = desk.put("a/1.bmp", 20)
