@@ -454,13 +454,10 @@ def test_images_are_opened_with_the_options_of_their_store(desk, monkeypatch):
 
 def test_nights_label_images_as_the_last_score_did(desk):
     desk.put("a/deeper/0.bmp", 10)
-    desk.put("a/deeper/1.bmp", 20).rename(desk.photos / "b.bmp")
     desk.score("lapm", labels="top")
     desk.rescore()
     listing = pd.read_parquet(f"{desk.ws}/history/listing.parquet")
-    assert dict(zip(listing["path"].map(os.path.basename), listing["label"], strict=True)) == {
-        "0.bmp": "a", "b.bmp": None,
-    }  # fmt: skip
+    assert list(listing["label"]) == ["a"]
     assert listing["content_hash"].notna().all()
 
 
