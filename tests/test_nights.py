@@ -75,6 +75,7 @@ def test_a_refit_learns_other_cutoffs_and_keeps_the_old_ones_dated(desk):
     assert desk.dated()[0].read_bytes() == learnt
     assert [json.loads(c) for c in desk.runs()["cutoffs"]][1] == summary["cutoffs"]
     assert list(desk.runs()["num_kept"]) == [34, 14]
+    assert list(desk.runs()["status"]) == ["ok", "ok"]
 
 
 def test_a_refit_fits_as_the_last_cutoffs_did(desk):
@@ -487,6 +488,8 @@ def test_deep_metrics_are_placed_as_in_the_last_score_that_had_one(desk):
         "musiq", weights="w", resources={"zone": 0.5}, gpus_per_actor=0.25, num_actors=7,
         precision="bf16", max_side=384,
     )  # fmt: skip
+    last = plan(desk)
+    assert (last.weights, last.resources, last.num_actors) == ("w", {"zone": 0.5}, 7)
     desk.score("lapm", num_actors=3)
     planned = plan(desk)
     assert (planned.weights, planned.resources) == ("w", {"zone": 0.5})

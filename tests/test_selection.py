@@ -181,6 +181,7 @@ def test_the_table_of_cutoffs():
         "lapm": fitted.to_json(),
         "niqe": Cutoff(None, "lower_is_better", reason="too few", crossings=(1.0,)).to_json(),
         "wavs": Cutoff(7.0, "higher_is_better", source="manual").to_json(),
+        "lapv": Cutoff(7.0, "higher_is_better", crossings=(7.0,)).to_json(),
     }
     lines = describe_cutoffs(entries).splitlines()
     cells = [re.split(" {2,}| / ", line) for line in lines]
@@ -189,6 +190,7 @@ def test_the_table_of_cutoffs():
          "curves also cross at -3, 200"],
         ["niqe", "lower", "none", *"––––––", "too few; curves also cross at 1"],
         ["wavs", "higher", "7", *"––––––", "set by hand"],
+        ["lapv", "higher", "7", *"––––––"],
     ]  # fmt: skip
     for title, cell in {"cut-off": "100.5", "AUC": "0.750", "bandwidths": "9.25"}.items():
         assert lines[0].index(title) + len(title) == lines[1].index(cell) + len(cell)
