@@ -36,10 +36,15 @@ NUM_AT_ONCE = 2
 # a mutant that never ends, or that ends Python, does not go unnoticed
 NOTICED = {"killed", "timeout", "segfault"}
 ROOMS = {
-    "selection": [f"iqa_ray/selection/{name}.py" for name in ("cutoffs", "subsets", "votes")],
+    "selection": [
+        f"iqa_ray/selection/{name}.py" for name in ("cutoffs", "jobs", "subsets", "votes")
+    ],
     "study": ["iqa_ray/selection/study.py"],
     "experiments": [f"iqa_ray/studies/{name}.py" for name in ("splits", "statistics")],
-    "rescoring": [f"iqa_ray/rescoring/{name}.py" for name in ("changes", "drift", "history")],
+    "predictions": ["iqa_ray/predictions.py", "iqa_ray/holdout.py"],
+    "rescoring": [
+        f"iqa_ray/rescoring/{name}.py" for name in ("changes", "drift", "history", "jobs", "night")
+    ],
     "storage": [
         f"iqa_ray/{name}.py"
         for name in ("files", "lock", "object_stores", "part_files", "parts", "store")

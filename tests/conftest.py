@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # local clusters of the tests need no token; set before Ray is imported
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -33,6 +34,9 @@ import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from desk import Desk
 
 MakeFolder = Callable[..., Path]
 # of a head: lost nodes are noticed at once, not after half a minute
@@ -127,3 +131,15 @@ def image_folder(tmp_path: Path) -> MakeFolder:
         return root
 
     return make
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    """Commands without Ray on images whose scores a test names."""
+    from desk import Desk
+    from inline import run_inline, score_by_colour
+
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of them take seconds
+    desk = Desk(tmp_path)
+    with score_by_colour(), run_inline(desk.see_shard):
+        yield desk

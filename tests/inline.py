@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 
-from iqa_ray import cluster, predictor, scoring, spreading
+from iqa_ray import cluster, metrics, predictor, scoring, spreading
 from iqa_ray.decoding import ImageError, hash_content
 from iqa_ray.deep_shards import DeepPlan
 from iqa_ray.metrics.deep import make_version
@@ -108,3 +109,27 @@ def bitmap(seed: int, height: int = 16, width: int = 16) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(stream, "BMP")
     return stream.getvalue()
+
+
+def put(file: Path, lapm: int, wavs: int = 0) -> None:
+    """Write an image of one colour, which `score_by_colour` gives these scores.
+
+    All such files have one size.
+    """
+    import os
+
+    from PIL import Image
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    before = file.stat().st_mtime_ns if file.exists() else 10**18
+    Image.new("RGB", (16, 16), (lapm, wavs, 0)).save(file)
+    os.utime(file, ns=(before + 10**9, before + 10**9))  # whatever the clock says
+
+
+def score_by_colour() -> Any:
+    """Make LAPM an image's red and WAVS its green, so that scores are what a test says."""
+    by_colour = {
+        name: lambda planes, channel=channel: float(planes._image[0, 0, channel])
+        for channel, name in enumerate(("lapm", "wavs"))
+    }
+    return mock.patch.dict(metrics._FUNCTIONS, by_colour)

@@ -22,7 +22,13 @@ from iqa_ray.decoding import hash_content
 from iqa_ray.errors import UsageError
 from iqa_ray.images import IMAGES_SCHEMA
 from iqa_ray.predicting import PredictJob, run_predict
-from iqa_ray.predictions import PREDICTIONS_SCHEMA, Origins, read_predictions, write_predictions
+from iqa_ray.predictions import (
+    PREDICTIONS_SCHEMA,
+    Origins,
+    judge_predictions,
+    read_predictions,
+    write_predictions,
+)
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scoring import run_score
 from iqa_ray.store import Workspace
@@ -347,3 +353,100 @@ def test_predictions_are_read_with_their_hashes_row_for_row(ws):
     workspace.write_table("predictions.parquet", table.drop_columns("correct"))
     with pytest.raises(UsageError, match="has no column 'correct': run `iqa-ray predict"):
         read_predictions(workspace)
+
+
+# --- imports: what is taken from the user's file ----------------------------------------------
+
+
+@pytest.fixture
+def listed(desk):
+    """Four scored images, the last of which has no valid score."""
+    for name in ("a/0", "a/1", "b/2"):
+        desk.put(f"{name}.bmp", 10)
+    (desk.photos / "b" / "3.bmp").write_text("no image")
+    desk.score("lapm", "wavs")
+    return desk
+
+
+def import_text(desk, text: str) -> dict[str, Any]:
+    file = Path(desk.ws).parent / "mine.csv"
+    file.write_text(text)
+    return predict(desk.ws, predictions=str(file))
+
+
+def test_an_import_has_the_listing_s_rows_and_the_user_s_words(listed, capsys):
+    summary = import_text(
+        listed,
+        "path,label,predicted,confidence\nb/2.bmp,,b,0.5\na/1.bmp,z,z,\nother.bmp,a,a,1\n"
+        "b/3.bmp,b,,0.25\na/0.bmp,a,b,1\n",
+    )
+    table = Workspace(listed.ws).read_table("predictions.parquet", "predict")
+    assert table.schema.equals(PREDICTIONS_SCHEMA)
+    rows = read_predictions(Workspace(listed.ws))[0]
+    assert [Path(path).name for path in rows["path"]] == ["0.bmp", "1.bmp", "2.bmp", "3.bmp"]
+    assert list(rows["label"]) == ["a", "z", "b", "b"]  # the listing's where the file has none
+    assert list(rows["predicted"][:3]) == ["b", "z", "b"]
+    assert pd.isna(rows["predicted"][3])
+    assert list(rows["confidence"].fillna(-1)) == [1, -1, 0.5, 0.25]
+    assert list(rows["correct"][:3]) == [False, True, True]
+    assert pd.isna(rows["correct"][3])
+    origins = read_predictions(Workspace(listed.ws))[1]
+    known = [hash_content(Path(path).read_bytes()) for path in rows["path"]]
+    assert origins.has_own_labels
+    assert origins.content_hashes == known  # also of the one that is no image, but was read
+    file = Path(listed.ws).parent / "mine.csv"
+    assert f"{file}: 1 rows are of images not in {listed.ws}: left out" in capsys.readouterr().err
+    assert (summary["num_predicted"], summary["predictions"]) == (3, str(file))
+
+
+def test_an_import_without_labels_is_judged_by_the_listing_s(listed, capsys):
+    import_text(listed, "path,predicted\na/0.bmp,a\nb/2.bmp,a\n")
+    rows, origins = read_predictions(Workspace(listed.ws))
+    assert list(rows["correct"]) == [True, False]
+    assert rows["confidence"].isna().all()
+    assert not origins.has_own_labels
+    assert "left out" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("path,label\na/0.bmp,a\n", "FILE has no column `predicted`"),
+        ("path,predicted\n", "FILE has no rows: give a prediction an image"),
+        (
+            "path,predicted\nx.bmp,a\ny.bmp,a\n",
+            "FILE: none of its 2 paths is an image of WS (the first: 'x.bmp'; there: "
+            "'PHOTOS/a/0.bmp')",
+        ),
+        (
+            "path,predicted\nb/2.bmp,a\na/0.bmp,a\na/../a/0.bmp,b\n",
+            "FILE has more than one row for 'a/../a/0.bmp'",
+        ),
+        (
+            "path,predicted,confidence\na/0.bmp,a,0.5\na/1.bmp,a,much\n",
+            "FILE: column `confidence` must hold numbers",
+        ),
+        ("path,predicted\na/0.bmp,a\n,a\n", "FILE: row 2 has an empty path"),
+    ],
+)
+def test_unusable_predictions_are_refused_in_one_line(listed, text, problem):
+    for name, value in (
+        ("FILE", Path(listed.ws).parent / "mine.csv"), ("WS", listed.ws), ("PHOTOS", listed.photos)
+    ):  # fmt: skip
+        problem = problem.replace(name, str(value))
+    with pytest.raises(UsageError) as error:
+        import_text(listed, text)
+    assert str(error.value) == problem
+    assert not Path(listed.ws, "predictions.parquet").exists()
+
+
+def test_a_label_without_a_class_is_not_judged():
+    frame = pd.DataFrame(
+        {
+            "image_id": list("1234"), "path": list("wxyz"), "confidence": 0.5,
+            "label": ["a", "c", None, "b"], "predicted": ["a", "a", "a", "a"],
+        }
+    )  # fmt: skip
+    of_two = judge_predictions(frame.copy(), {"a", "b"}).column("correct").to_pylist()
+    assert of_two == [True, None, None, False]
+    assert judge_predictions(frame).column("correct").to_pylist() == [True, False, None, False]

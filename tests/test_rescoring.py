@@ -293,5 +293,5 @@ def test_models_go_where_the_evening_s_went(tmp_path):
     evening = {"images": "x", "workspace": str(tmp_path), "metrics": ("musiq",), "weights": "w"}
     workspace.record_config("score", make_job(ScoreJob, {**evening, "resources": pairs}))
     job = make_job(RescoreJob, {"images": "x", "workspace": str(tmp_path)})
-    planned = jobs._plan_scoring(workspace, job, jobs._read_scoring_settings(workspace))
+    planned = jobs._plan_scoring(job, jobs._read_scoring_settings(workspace))
     assert planned.resources == pairs

@@ -163,6 +163,7 @@ def test_a_file_in_the_place_of_a_link_is_not_overwritten(selection, tmp_path, k
         "[]",
         '{"links": ["../photos/a/000.jpg"]}',
         '{"links": {"../photos/000.jpg": null}}',
+        '{"links": {"./mine.jpg": null}}',
         '{"links": {"a/..": null}}',
         '{"links": {"a/.": null}}',
         '{"links": {"a/": null}}',
@@ -219,6 +220,22 @@ def test_images_of_a_store_are_copied(tmp_path):
     rows = [("i", f"memory://{tmp_path.name}/gone.jpg", "a", True)]
     with pytest.raises(UsageError, match=r"--link .*gone\.jpg"):
         link_kept(make_selection(rows), str(tmp_path / "kept"))
+
+
+def test_images_are_copied_with_the_options_of_their_store(selection, tmp_path, monkeypatch):
+    asked = []
+
+    def locate_image(path, options=""):
+        asked.append(options)
+        return subsets_locate(path)
+
+    subsets_locate = subsets.locate_image
+    monkeypatch.setattr(subsets, "locate_image", locate_image)
+    link_kept(selection, str(tmp_path / "kept"), options="region=x")
+    assert asked.count("region=x") == 2  # of the two that are placed
+    asked.clear()
+    link_kept(selection, str(tmp_path / "kept"))
+    assert set(asked) == {""}
 
 
 def test_a_store_that_never_answers_is_no_wrong_folder(selection, tmp_path, monkeypatch):

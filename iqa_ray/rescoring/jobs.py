@@ -120,7 +120,7 @@ def run_rescore(job: RescoreJob) -> dict[str, Any]:
         row: dict[str, Any] = {"started": night.started, **night.counts}
         try:
             recorded = {n: parse_version(s.version) for n, s in read_specs(workspace).items()}
-            scored = run_score(_plan_scoring(workspace, job, settings), recorded=recorded)
+            scored = run_score(_plan_scoring(job, settings), recorded=recorded)
             vote = _vote(workspace, night, job)
         except (IncompleteError, UsageError) as error:
             seconds = round(time.monotonic() - start_s, 3)
@@ -153,28 +153,29 @@ def run_rescore(job: RescoreJob) -> dict[str, Any]:
 
 
 def _read_scoring_settings(workspace: Workspace) -> dict[str, Any]:
-    """How the night scores: as the last `score`, which may have had other metrics.
+    """How the night scores: as the last `score`, with every metric that there are scores of.
 
-    What concerns deep metrics is that of the last `score` that had one; their precision and size
-    are those of each one's version.
+    What concerns deep metrics is that of the last `score` that had one of them; their precision
+    and size are those of each one's version.
     """
     configs = workspace.read_configs("score")
-    settings = next(configs)
-    for config in chain([settings], configs):
-        if any(get_spec(name).backend == "pyiqa" for name in config["metrics"]):
-            settings |= {name: config[name] for name in _OF_DEEP_METRICS}
-            break
-    return {**settings, "precision": "fp32", "max_side": None}
+    last = next(configs)
+    names = tuple(dict.fromkeys([*last["metrics"], *known_metrics(workspace)]))
+    settings = {**last, "metrics": names, "precision": "fp32", "max_side": None}
+    deep = {name for name in names if get_spec(name).backend == "pyiqa"}
+    for config in chain([last], configs):
+        if deep.intersection(config["metrics"]):
+            return settings | {name: config[name] for name in _OF_DEEP_METRICS}
+    return settings
 
 
-def _plan_scoring(workspace: Workspace, job: RescoreJob, settings: dict[str, Any]) -> ScoreJob:
-    """The last `score` over again, with every metric that the workspace has scores of."""
-    metrics = tuple(dict.fromkeys([*settings["metrics"], *known_metrics(workspace)]))
+def _plan_scoring(job: RescoreJob, settings: dict[str, Any]) -> ScoreJob:
+    """The last `score` over again."""
     given = {"workspace": job.workspace, "address": job.address, "images": job.images}
     for name in ("weights", "num_actors"):
         if (value := getattr(job, name)) is not None:
             given[name] = value
-    return make_job(ScoreJob, {**settings, "metrics": metrics, **given})
+    return make_job(ScoreJob, {**settings, **given})
 
 
 def _vote(workspace: Workspace, night: Night, job: RescoreJob) -> dict[str, Any]:

@@ -1,0 +1,317 @@
+"""The jobs `cutoffs` and `select` without Ray: which rows count, and who votes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from inline import put
+
+from iqa_ray.config import make_job
+from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.predictions import Origins, read_predictions, write_predictions
+from iqa_ray.selection.cutoffs import Cutoff, fit_cutoff
+from iqa_ray.selection.jobs import (
+    CutoffsJob,
+    SelectJob,
+    describe_cutoffs,
+    describe_selection,
+    fit_cutoffs,
+    read_cutoffs,
+    write_cutoffs,
+)
+from iqa_ray.store import Workspace
+
+
+@pytest.fixture
+def judged(desk):
+    """Twelve images that are classified rightly, and ten wrongly; LAPM crosses near 100."""
+    right = {f"a/r{level}.bmp": True for level in range(104, 152, 4)}
+    wrong = {f"a/w{level}.bmp": False for level in range(60, 100, 4)}
+    for name in right | wrong:
+        level = int(name[3:-4])
+        desk.put(name, level, level // 2)
+    desk.score("lapm", "wavs")
+    desk.predict(right | wrong)
+    return desk
+
+
+def fit(desk, **given):
+    return fit_cutoffs(Workspace(desk.ws), make_job(CutoffsJob, {"workspace": desk.ws, **given}))
+
+
+# --- cut-offs ---------------------------------------------------------------------------------
+
+
+def test_each_metric_is_fitted_to_its_scores_of_right_and_wrong_predictions(judged):
+    scores = pd.Series([*range(104, 152, 4), *range(60, 100, 4)], dtype=float)
+    correct = (scores >= 104).to_numpy()
+    given = {"bandwidth": 0.5, "weighting": "prior", "min_wrong": 9, "seed": 3}
+    found = fit(judged, **given)
+    assert list(found) == ["lapm", "wavs"]
+    expected = fit_cutoff(scores.to_numpy(), correct, True, **given)
+    for name, entry in found.items():
+        assert entry.version == "1"
+        assert entry.counts == {"correct": 12, "incorrect": 10}
+        assert entry.direction == "higher_is_better"
+        half = 1 if name == "lapm" else 2
+        assert entry.value == pytest.approx(expected.value / half, rel=1e-6)
+        # resamples are drawn from the rows in their order, which is that of the listing
+        assert entry.ci[0] < entry.value < entry.ci[1]
+    assert 97 < expected.value < 103
+    other = fit(judged, **{**given, "seed": 4})["lapm"]
+    assert other.ci != found["lapm"].ci
+    assert fit(judged, min_wrong=11)["lapm"].reason == (
+        "only 10 incorrectly classified images, 11 are needed"
+    )
+
+
+def test_a_metric_is_named_once_and_those_by_hand_are_not_fitted(judged):
+    assert list(fit(judged, metrics=("wavs", "lapm", "wavs"))) == ["wavs", "lapm"]
+    found = fit(judged, metrics=("lapm",), cutoff={"lapm": 5, "brisque": 30})
+    assert found == {
+        "lapm": Cutoff(5.0, "higher_is_better", source="manual", version="1"),
+        "brisque": Cutoff(30.0, "lower_is_better", source="manual", version="1"),
+    }
+    assert list(fit(judged, cutoff={"lapm": 5})) == ["wavs", "lapm"]
+
+
+def test_cutoffs_by_hand_need_neither_scores_nor_predictions(desk):
+    assert desk.cutoffs(cutoff={"lapm": 5})["lapm"]["value"] == 5
+    assert json.loads(Path(desk.ws, "cutoffs.json").read_text())["lapm"]["source"] == "manual"
+    problem = rf"^{desk.ws} has no scores: run `iqa-ray score IMAGES --workspace {desk.ws}` first$"
+    with pytest.raises(UsageError, match=problem):
+        fit(desk)
+
+
+def test_cutoffs_are_written_with_the_settings_that_made_them(judged):
+    entries = judged.cutoffs(min_wrong=4)
+    assert json.loads(Path(judged.ws, "cutoffs.json").read_text()) == json.loads(
+        json.dumps(entries)
+    )
+    assert read_cutoffs(Workspace(judged.ws)) == fit(judged, min_wrong=4)
+    assert next(Workspace(judged.ws).read_configs("cutoffs"))["min_wrong"] == 4
+    Path(judged.ws, "cutoffs.json").unlink()
+    with pytest.raises(UsageError, match="no cutoffs.json: run `iqa-ray cutoffs --workspace"):
+        read_cutoffs(Workspace(judged.ws))
+
+
+def test_without_any_cutoff_the_table_and_the_reasons_are_told(judged, capsys):
+    with pytest.raises(IncompleteError) as error:
+        judged.cutoffs(min_wrong=11)
+    reason = "only 10 incorrectly classified images, 11 are needed"
+    assert str(error.value) == (
+        f"no metric has a cut-off (lapm: {reason}; wavs: {reason}); --cutoff NAME=VALUE sets one"
+    )
+    said = capsys.readouterr().err
+    assert "metric     better    cut-off" in said
+    assert judged.values() == {"lapm": None, "wavs": None}
+    # one that has some is enough
+    judged.cutoffs(min_wrong=11, cutoff={"wavs": 1})
+
+
+def test_predictions_of_images_whose_label_was_corrected_do_not_count(judged, capsys):
+    workspace = Workspace(judged.ws)
+    frame, origins = read_predictions(workspace)
+    before = fit(judged)["lapm"].counts
+    assert before == {"correct": 12, "incorrect": 10}
+    table = workspace.read_table("predictions.parquet", "predict")
+    labels = ["z" if number < 3 else "a" for number in range(len(frame))]
+    column = table.schema.get_field_index("label")
+    other = table.set_column(column, table.schema.field("label"), [labels])
+    assert frame["correct"][:3].all()
+    write_predictions(workspace, other, Origins(origins.content_hashes))
+    assert fit(judged)["lapm"].counts == {"correct": 9, "incorrect": 10}
+    assert (
+        "3 predictions were judged by labels that changed since, and do not count: run `iqa-ray "
+        "predict` again"
+    ) in capsys.readouterr().err
+    # the user's own labels are theirs to say
+    write_predictions(workspace, other, Origins(origins.content_hashes, has_own_labels=True))
+    assert fit(judged)["lapm"].counts == before
+    assert "judged by labels" not in capsys.readouterr().err
+
+
+def test_predictions_without_a_verdict_and_of_images_no_longer_listed_do_not_count(judged, capsys):
+    workspace = Workspace(judged.ws)
+    _, origins = read_predictions(workspace)
+    table = workspace.read_table("predictions.parquet", "predict")
+    column = table.schema.get_field_index("correct")
+    verdicts = [None, *table.column("correct").to_pylist()[1:]]
+    write_predictions(
+        workspace, table.set_column(column, table.schema.field("correct"), [verdicts]),
+        Origins(origins.content_hashes),
+    )  # fmt: skip
+    (judged.photos / "a" / "w60.bmp").unlink()
+    judged.score("lapm", "wavs")
+    assert fit(judged)["lapm"].counts == {"correct": 11, "incorrect": 9}
+    said = capsys.readouterr().err
+    assert "labels that changed" not in said
+    assert "other contents" not in said
+
+
+def test_predictions_of_another_content_do_not_count(judged, capsys):
+    judged.put("a/w60.bmp", 64)
+    judged.score("lapm", "wavs")
+    assert fit(judged)["lapm"].counts == {"correct": 12, "incorrect": 9}
+    problem = (
+        "lapm: 1 predictions are of other contents than the scores, and do not count: run "
+        "`iqa-ray predict` again"
+    )
+    assert problem in capsys.readouterr().err
+    # an older file does not say of which contents it is: all count, with a note
+    table = Workspace(judged.ws).read_table("predictions.parquet", "predict")
+    Workspace(judged.ws).write_table("predictions.parquet", table.replace_schema_metadata(None))
+    assert fit(judged)["lapm"].counts == {"correct": 12, "incorrect": 10}
+    said = capsys.readouterr().err
+    assert "predictions.parquet does not say of which contents its predictions are" in said
+    assert "other contents" not in said
+
+
+def test_the_table_of_cutoffs():
+    fitted = Cutoff(
+        100.5, "higher_is_better", bandwidths={"correct": 8.0, "incorrect": 9.25},
+        crossings=(-3.0, 100.5, 200.0), ci=(95.0, 105.25), valid_share=0.625, separation=0.75,
+        counts={"correct": 12, "incorrect": 10},
+    )  # fmt: skip
+    entries = {
+        "lapm": fitted.to_json(),
+        "niqe": Cutoff(None, "lower_is_better", reason="too few", crossings=(1.0,)).to_json(),
+        "wavs": Cutoff(7.0, "higher_is_better", source="manual").to_json(),
+        "lapv": Cutoff(7.0, "higher_is_better", crossings=(7.0,)).to_json(),
+    }
+    lines = describe_cutoffs(entries).splitlines()
+    cells = [re.split(" {2,}| / ", line) for line in lines]
+    assert cells[1:] == [
+        ["lapm", "higher", "100.5", "95 … 105.2", "62%", "0.750", "12", "10", "8", "9.25",
+         "curves also cross at -3, 200"],
+        ["niqe", "lower", "none", *"––––––", "too few; curves also cross at 1"],
+        ["wavs", "higher", "7", *"––––––", "set by hand"],
+        ["lapv", "higher", "7", *"––––––"],
+    ]  # fmt: skip
+    for title, cell in {"cut-off": "100.5", "AUC": "0.750", "bandwidths": "9.25"}.items():
+        assert lines[0].index(title) + len(title) == lines[1].index(cell) + len(cell)
+
+
+@pytest.mark.parametrize("width", [0.0, -1.0])
+def test_a_bandwidth_of_nothing_is_refused(width):
+    with pytest.raises(UsageError, match="--bandwidth.*a factor must be above 0"):
+        make_job(CutoffsJob, {"workspace": "ws", "bandwidth": width})
+
+
+# --- selection --------------------------------------------------------------------------------
+
+
+def set_cutoffs(desk, **values: float) -> None:
+    desk.cutoffs(metrics=tuple(values), cutoff=values)
+
+
+def test_the_selection_has_scores_votes_and_reasons(desk, tmp_path):
+    for name, levels in {"a/0": (90, 90), "a/1": (10, 90), "b/2": (10, 10)}.items():
+        desk.put(f"{name}.bmp", *levels)
+    (desk.photos / "b" / "3.bmp").write_text("no image")
+    desk.score("lapm", "wavs")
+    set_cutoffs(desk, lapm=50, wavs=60)
+    summary = desk.select(rule="any", link=str(tmp_path / "kept"))
+    assert summary == {
+        "num_images": 4, "num_kept": 1, "num_rejected": 3, "num_unscored": 1, "num_linked": 1,
+        "metrics": ["lapm", "wavs"], "rule": "any", "cutoffs": {"lapm": 50, "wavs": 60},
+        "workspace": desk.ws,
+    }  # fmt: skip
+    table = pd.read_parquet(f"{desk.ws}/selection.parquet")
+    assert list(table) == [
+        "image_id", "path", "label", "lapm", "low_lapm", "wavs", "low_wavs", "num_low", "keep",
+        "reason",
+    ]  # fmt: skip
+    assert list(table["label"]) == ["a", "a", "b", "b"]
+    assert list(table["keep"]) == [True, False, False, False]
+    assert list(table["reason"])[:3] == [
+        "", "low in 1 of 2: lapm 10 < 50", "low in 2 of 2: lapm 10 < 50, wavs 10 < 60",
+    ]  # fmt: skip
+    assert table["reason"][3].startswith("unscored (lapm: ")
+    assert Path(f"{desk.ws}/kept.csv").read_text().splitlines()[1:] == [
+        f'"{desk.photos}/a/0.bmp","a","{table["image_id"][0]}"'
+    ]
+    assert [f.name for f in (tmp_path / "kept").glob("*/*")] == ["0.bmp"]
+    assert (tmp_path / "kept" / "a" / "0.bmp").is_symlink()
+    assert next(Workspace(desk.ws).read_configs("select"))["rule"] == "any"
+    assert describe_selection(summary).splitlines() == [
+        "kept 1 of 4 images (25.0%), rejected 3 (1 of them for lack of a score)",
+        "voters: lapm, wavs; rule: any",
+        f"written: {desk.ws}/selection.parquet and kept.csv",
+        "linked: 1 images",
+    ]
+    assert len(describe_selection({**summary, "num_linked": 0}).splitlines()) == 3
+    desk.select(rule="any", link=str(tmp_path / "copied"), copy_files=True)
+    assert not (tmp_path / "copied" / "a" / "0.bmp").is_symlink()
+
+
+def test_where_nothing_is_kept_that_is_said(desk, capsys):
+    desk.put("a/0.bmp", 10)
+    desk.score("lapm")
+    set_cutoffs(desk, lapm=10)
+    desk.select()
+    assert "no image was kept" not in capsys.readouterr().err
+    set_cutoffs(desk, lapm=11)
+    assert desk.select()["num_kept"] == 0
+    assert "no image was kept: look at the cut-offs, or use another --rule" in (
+        capsys.readouterr().err
+    )
+
+
+def test_voters_are_those_asked_for_or_of_the_study_or_all_with_a_cutoff(judged, capsys):
+    set_cutoffs(judged, lapm=50, wavs=60)
+    assert judged.select()["metrics"] == ["lapm", "wavs"]
+    assert judged.select(metrics=("wavs", "lapm", "wavs"))["metrics"] == ["wavs", "lapm"]
+    Workspace(judged.ws).write_json("study/verdicts.json", {"voters": ["wavs", "niqe"]})
+    capsys.readouterr()
+    assert judged.select()["metrics"] == ["wavs"]
+    said = capsys.readouterr().err
+    assert "not a voter: cutoffs.json has no niqe, only lapm, wavs" in said
+    assert judged.select(metrics=("lapm",))["metrics"] == ["lapm"]
+    Workspace(judged.ws).write_json("study/verdicts.json", {"voters": ["niqe"]})
+    with pytest.raises(UsageError, match="no metric in .*/cutoffs.json that may vote has a cut-"):
+        judged.select()
+    Workspace(judged.ws).write_json("study/verdicts.json", {"voters": []})
+    problem = "no metric qualified in .*study/verdicts.json: name voters with --metrics"
+    with pytest.raises(UsageError, match=problem):
+        judged.select()
+    assert judged.select(metrics=("lapm",))["metrics"] == ["lapm"]
+
+
+def test_a_metric_without_a_cutoff_does_not_vote_and_is_refused_by_name(judged, capsys):
+    lacks = Cutoff(None, "higher_is_better", reason="too few")
+    write_cutoffs(Workspace(judged.ws), {"lapm": lacks, "wavs": Cutoff(1, "higher_is_better")})
+    assert judged.select()["metrics"] == ["wavs"]  # also where no version is on record
+    assert "not a voter: lapm has no cut-off: too few" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="^--metrics: lapm has no cut-off: too few$"):
+        judged.select(metrics=("lapm",))
+    with pytest.raises(UsageError, match="^--metrics: cutoffs.json has no niqe, only lapm, wavs$"):
+        judged.select(metrics=("niqe",))
+
+
+def test_a_rule_that_the_voters_cannot_meet_is_refused(judged):
+    set_cutoffs(judged, lapm=50, wavs=60)
+    with pytest.raises(UsageError, match="^--rule: .*2 metrics vote, give 1 to 2"):
+        judged.select(rule=3)
+    assert not Path(judged.ws, "selection.parquet").exists()
+
+
+def test_scores_of_different_contents_do_not_vote(desk):
+    """The file was replaced between two metrics, without a trace in size or time."""
+    import os
+
+    file = desk.put("a/0.bmp", 10, 10)
+    desk.put("a/1.bmp", 90, 90)
+    desk.score("lapm")
+    time_ns = file.stat().st_mtime_ns
+    put(file, 90, 90)
+    os.utime(file, ns=(time_ns, time_ns))
+    with pytest.raises(IncompleteError, match="were replaced by files of the same size and time"):
+        desk.score("wavs")
+    set_cutoffs(desk, lapm=5, wavs=5)
+    assert desk.select()["num_unscored"] == 1
+    assert make_job(SelectJob, {"workspace": "ws"}).metrics == ()
