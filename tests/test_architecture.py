@@ -33,7 +33,7 @@ LAYERS = [
     ["selection.cutoffs", "selection.study", "training.backbones"],
     ["selection.votes", "selection.subsets", "selection.series", "training.augment"],
     ["training.pixels", "training.boards", "studies.splits"],
-    ["training.inputs"],
+    ["training.inputs", "training.evaluation"],
     ["training.loop", "studies.statistics"],
     ["training.runs"],
     ["selection.jobs", "selection.study_jobs", "training.seeds", "predictor"],

@@ -19,7 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iqa_ray.files import Location, delete_file, read_whole, remove_unfinished, write_bytes
-from iqa_ray.studies.statistics import compute_log_odds, measure_auc
+from iqa_ray.training.evaluation import (
+    compute_log_odds,
+    measure_accuracy,
+    measure_auc,
+    measure_loss,
+)
 from iqa_ray.training.inputs import Inputs
 from iqa_ray.training.loop import DivergedError, Recipe, Trainer, start_training
 
@@ -182,14 +187,12 @@ def _do_epoch(
 ) -> dict[str, Any]:
     loss, accuracy = trainer.train_epoch(inputs, targets, parts["train"])
     rows = parts["validation"]
-    logits = trainer.predict(inputs, rows).astype(np.float64)
-    labels = targets[rows].numpy()
-    own = logits[np.arange(len(labels)), labels]
+    logits, labels = trainer.predict(inputs, rows), targets[rows].numpy()
     return {
         "loss": loss,
         "accuracy": accuracy,
-        "validation_loss": float((np.logaddexp.reduce(logits, axis=1) - own).mean()),
-        "validation_accuracy": float((logits.argmax(1) == labels).mean()),
+        "validation_loss": measure_loss(logits, labels),
+        "validation_accuracy": measure_accuracy(logits, labels),
     }
 
 
@@ -197,6 +200,6 @@ def _test(trainer: Trainer, inputs: Inputs, targets: Tensor, rows: Tensor) -> di
     logits, labels = trainer.predict(inputs, rows), targets[rows].numpy()
     auc = measure_auc(compute_log_odds(logits), labels)
     return {
-        "accuracy": float((logits.argmax(1) == labels).mean()),
+        "accuracy": measure_accuracy(logits, labels),
         "auc": auc if np.isfinite(auc) else None,
     }
