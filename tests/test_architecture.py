@@ -24,7 +24,7 @@ LAYERS = [
     ["store", "weight_fetching"],
     ["rescoring.changes", "rescoring.drift", "rescoring.history"],
     ["metrics", "distortions", "data.dotcodes", "training.initial_weights"],
-    ["capacity", "scores"],
+    ["capacity", "scores", "training.recipe"],
     ["cluster", "shards", "score_job", "train_job"],
     ["pools", "telemetry"],
     ["deep_shards"],

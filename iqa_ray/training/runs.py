@@ -26,7 +26,8 @@ from iqa_ray.training.evaluation import (
     measure_loss,
 )
 from iqa_ray.training.inputs import Inputs
-from iqa_ray.training.loop import DivergedError, Recipe, Trainer, start_training
+from iqa_ray.training.loop import DivergedError, Trainer, start_training
+from iqa_ray.training.recipe import Recipe
 
 Result = dict[str, Any]
 
@@ -139,7 +140,7 @@ def train_run(
     for epoch in range(len(history) + 1, run.recipe.epochs + 1):
         start_s = time.monotonic()
         try:
-            row = {"epoch": epoch, **_do_epoch(trainer, inputs, targets, parts)}
+            row = _do_epoch(trainer, epoch, inputs, targets, parts)
             rank = [row["validation_accuracy"], -row["validation_loss"]]
             is_best = best is None or rank > best["rank"]
             if is_best or epoch == run.recipe.epochs:
@@ -183,12 +184,13 @@ def _make_result(
 
 
 def _do_epoch(
-    trainer: Trainer, inputs: Inputs, targets: Tensor, parts: dict[str, Tensor]
+    trainer: Trainer, epoch: int, inputs: Inputs, targets: Tensor, parts: dict[str, Tensor]
 ) -> dict[str, Any]:
-    loss, accuracy = trainer.train_epoch(inputs, targets, parts["train"])
+    loss, accuracy = trainer.train_epoch(epoch, inputs, targets, parts["train"])
     rows = parts["validation"]
     logits, labels = trainer.predict(inputs, rows), targets[rows].numpy()
     return {
+        "epoch": epoch,
         "loss": loss,
         "accuracy": accuracy,
         "validation_loss": measure_loss(logits, labels),
