@@ -27,7 +27,7 @@ from iqa_ray.capacity import Resources
 from iqa_ray.decoding import hash_content
 from iqa_ray.files import locate
 from iqa_ray.training.lanes import plan_lanes, train_runs
-from iqa_ray.training.loop import Recipe
+from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run
 from iqa_ray.training.sharing import Material
 

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 
 from iqa_ray.metrics import loading
+from iqa_ray.weight_files import name_file
 
 
 def make_random_weights(metrics: Sequence[str], folder: Path, seed: int = 0) -> list[str]:
@@ -54,7 +55,7 @@ def _collect(metric: str) -> dict[str, Any]:
             return self
 
     def find(url: str) -> Path:
-        asked.append(loading.name_file(url))
+        asked.append(name_file(url))
         return Path("/dev/null")
 
     def read(*_: Any, **__: Any) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,9 +32,7 @@ from iqa_ray.predictor import model_file, parts_folder, predict_missing
 from iqa_ray.progress import LINE_INTERVAL_S, log
 from iqa_ray.store import Workspace
 from iqa_ray.train_job import BackboneName, TrainingJob
-
-if TYPE_CHECKING:
-    from iqa_ray.training.loop import Recipe
+from iqa_ray.training.recipe import Recipe
 
 
 class PredictJob(TrainingJob):
@@ -59,7 +57,9 @@ class PredictJob(TrainingJob):
     labels: LabelMode = Field(
         default="parent", description="where labels of --train-images come from: parent, top"
     )
-    seed: int = Field(default=0, ge=0, description="seed of training and of a random --split")
+    seed: int = Field(
+        default=Recipe.seed, ge=0, description="seed of training and of a random --split"
+    )
     num_actors: int | None = Field(
         default=None, ge=1, description="predicting actors (default: one a GPU, or one a CPU)"
     )
@@ -126,9 +126,10 @@ def _train_and_predict(
     training, train_options = _choose_training_images(images, job, options)
     chosen, num_held_out = _hold_out(images, options, training, train_options, job)
     classes = _check_classes(training, chosen)
-    settings = _describe_recipe(job)  # finds and checks weights, before actors start
+    recipe = _make_recipe(job)
+    settings = _describe_recipe(recipe)  # finds and checks weights, before actors start
     with cluster.connect(job.address):
-        model = _find_model(workspace, training, train_options, max_pixels, settings, job)
+        model = _find_model(workspace, training, train_options, max_pixels, settings, recipe)
         predict_missing(workspace, chosen, model.key, options, max_pixels, job.num_actors)
     if lost := classes - model.classes:
         names = ", ".join(sorted(lost))
@@ -166,28 +167,23 @@ def _check_classes(training: pa.Table, chosen: pa.Table) -> set[str]:
 
 def _make_recipe(job: PredictJob) -> Recipe:
     from iqa_ray.training.backbones import choose_image_size
-    from iqa_ray.training.loop import Recipe
 
     assert job.backbone is not None
-    names = {field.name for field in fields(Recipe)}
-    settings = {name: value for name, value in job.model_dump().items() if name in names}
-    settings["image_size"] = choose_image_size([job.backbone], job.image_size)
-    return Recipe(**settings)
+    image_size = choose_image_size([job.backbone], job.image_size)
+    return job.make_recipe(job.backbone, job.seed, image_size)
 
 
-def _describe_recipe(job: PredictJob) -> dict[str, Any]:
+def _describe_recipe(recipe: Recipe) -> dict[str, Any]:
     """Everything that decides what a classifier becomes, but the images and their labels."""
     from iqa_ray.training.backbones import check_backbone
     from iqa_ray.training.initial_weights import find_weights
     from iqa_ray.training.loop import TRAINING_VERSION
 
-    assert job.backbone is not None
-    weights = find_weights(job.backbone, job.weights)
-    recipe = _make_recipe(job)
-    check_backbone(job.backbone, weights, recipe.image_size)
+    weights = find_weights(recipe.backbone, recipe.weights)
+    check_backbone(recipe.backbone, weights, recipe.image_size)
     return {
         "version": TRAINING_VERSION,
-        **asdict(recipe),
+        **recipe.describe(),
         "weights_hash": hash_content(weights.read_bytes()) if weights else None,
     }
 
@@ -213,7 +209,7 @@ def _find_model(
     options: str,
     max_pixels: int,
     settings: dict[str, Any],
-    job: PredictJob,
+    recipe: Recipe,
 ) -> _Model:
     """The model of these images, trained now if there is none.
 
@@ -224,17 +220,17 @@ def _find_model(
 
     key = _make_key(training, settings)
     if workspace.has(model_file(key)):
-        log(f"{job.backbone} was trained on these {training.num_rows:,} images before")
+        log(f"{recipe.backbone} was trained on these {training.num_rows:,} images before")
         loaded = loop.load_checkpoint(read_bytes(workspace.location / model_file(key)))
         return _Model(key, training.num_rows, set(loaded["classes"]))
-    log(f"training {job.backbone} on {training.num_rows:,} images for {job.epochs} epochs")
+    log(f"training {recipe.backbone} on {training.num_rows:,} images for {recipe.epochs} epochs")
     paths, labels = (training.column(name).to_pylist() for name in ("path", "label"))
     data = seeds.train_on_ray(
-        _make_recipe(job),
+        recipe,
         loop.TrainingSet(paths, labels, options, max_pixels),
         workspace.location / "train",
         key,
-        _TrainingReport(job.epochs),
+        _TrainingReport(recipe.epochs),
     )
     loaded = loop.load_checkpoint(data)
     if unread := loaded["unread"]:

@@ -13,7 +13,7 @@ from iqa_ray.decoding import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS
 from iqa_ray.images import LabelMode
 from iqa_ray.metrics.deep import Precision
 from iqa_ray.metrics.spec import CPU_METRICS, get_spec
-from iqa_ray.metrics.weights import resolve_folder
+from iqa_ray.weight_files import resolve_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -15,9 +15,10 @@ from iqa_ray import cluster, metrics, predictor, scoring, spreading
 from iqa_ray.decoding import ImageError, hash_content
 from iqa_ray.deep_shards import DeepPlan
 from iqa_ray.metrics.deep import make_version
-from iqa_ray.metrics.weights import WeightFile, Weights
+from iqa_ray.metrics.weights import Weights
 from iqa_ray.pools import Pool
 from iqa_ray.shards import Score, Shard, Source, make_table, read_file, write_parts
+from iqa_ray.weight_files import WeightFile
 
 BeforeShard = Callable[[Any], None]
 

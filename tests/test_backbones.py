@@ -16,7 +16,8 @@ from iqa_ray.errors import UsageError
 from iqa_ray.predicting import PredictJob
 from iqa_ray.training import backbones, initial_weights
 from iqa_ray.training.initial_weights import find_weights
-from iqa_ray.training.loop import Recipe, predict_probabilities, start_training, train_classifier
+from iqa_ray.training.loop import predict_probabilities, start_training, train_classifier
+from iqa_ray.training.recipe import Recipe
 
 
 def num_parameters(model: torch.nn.Module) -> int:

@@ -17,9 +17,9 @@ from iqa_ray.credentials import refuse_credentials
 from iqa_ray.errors import UsageError
 from iqa_ray.files import locate
 from iqa_ray.images import list_images, read_manifest
-from iqa_ray.metrics.weights import read_lock
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.store import Workspace
+from iqa_ray.weight_files import read_lock
 
 KEY, SECRET = "AKIAHIDDEN", "hush0hush"
 WITH_CREDENTIALS = [

@@ -223,7 +223,8 @@ def test_weights_that_go_bad_after_the_check_end_the_run(
     mixed, tmp_path, weights_folder, monkeypatch
 ):
     """What an actor raises while it loads its model is told as it is."""
-    from iqa_ray.metrics.weights import WeightFile, Weights
+    from iqa_ray.metrics.weights import Weights
+    from iqa_ray.weight_files import WeightFile
 
     def prepare(names, folder):
         prepared = prepare_weights(names, folder)

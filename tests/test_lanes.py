@@ -24,8 +24,8 @@ from iqa_ray.files import locate
 from iqa_ray.training import lanes, sharing
 from iqa_ray.training.inputs import ChunkedImages
 from iqa_ray.training.lanes import plan_lanes, train_runs
-from iqa_ray.training.loop import Recipe
 from iqa_ray.training.pixels import load_pixels
+from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run, RunFiles, train_run
 from iqa_ray.training.sharing import Material, Shared
 

@@ -10,7 +10,7 @@ import pytest
 
 from iqa_ray.errors import UsageError
 from iqa_ray.studies.live import LiveRuns, check_log_dir
-from iqa_ray.training.loop import Recipe
+from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run
 
 RUN = Run("0123456789", "high", Recipe("resnet18", epochs=30), *[np.arange(2)] * 3)

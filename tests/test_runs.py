@@ -21,11 +21,11 @@ from iqa_ray.training.augment import augment_images
 from iqa_ray.training.inputs import ChunkedImages
 from iqa_ray.training.loop import (
     DivergedError,
-    Recipe,
     compute_features,
     predict_probabilities,
     start_training,
 )
+from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run, RunFiles, train_run
 
 RECIPE = Recipe("resnet18", "none", 4, 32, 8, 1e-3, seed=3)
@@ -180,11 +180,11 @@ def test_a_last_batch_of_one_is_left_out_and_batches_are_never_changed():
 
     sizes: list[int] = []
     inputs = Watched([PIXELS[:16], PIXELS[16:32], PIXELS[32:]])
-    start_training(RECIPE, 2).train_epoch(inputs, TARGETS, torch.arange(17))
-    start_training(RECIPE, 2).train_epoch(inputs, TARGETS, torch.arange(18))
+    start_training(RECIPE, 2).train_epoch(1, inputs, TARGETS, torch.arange(17))
+    start_training(RECIPE, 2).train_epoch(1, inputs, TARGETS, torch.arange(18))
     assert sizes == [8, 8, 8, 8, 2]
     with pytest.raises(AssertionError):
-        start_training(Recipe(**{**vars(RECIPE), "batch_size": 1}), 2)
+        Recipe(**{**vars(RECIPE), "batch_size": 1})
 
 
 def test_two_that_train_the_same_run_leave_each_other_s_files_alone(undisturbed, files):
@@ -350,7 +350,7 @@ def test_evaluation_is_in_full_precision(monkeypatch, tf32):
 
     trainer, rows, seen = start_training(RECIPE, 2), torch.arange(8), []
     trainer.model.features.register_forward_hook(note)
-    trainer.train_epoch(INPUTS, TARGETS, rows)
+    trainer.train_epoch(1, INPUTS, TARGETS, rows)
     assert seen == [[True, True, True]]
     seen.clear()
     assert trainer.predict(INPUTS, rows).dtype == np.float32
@@ -383,7 +383,7 @@ def test_confident_errors_are_measured():
     targets, rows = torch.tensor([0, 1]), torch.arange(2)
     tested = runs_module._test(trainer, features, targets, rows)
     assert tested == {"accuracy": 0.5, "auc": 1.0}
-    row = runs_module._do_epoch(trainer, features, targets, {"train": rows, "validation": rows})
+    row = runs_module._do_epoch(trainer, 1, features, targets, {"train": rows, "validation": rows})
     assert row["validation_loss"] == pytest.approx(25, rel=1e-6)
     assert row["validation_accuracy"] == 0.5
 

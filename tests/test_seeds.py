@@ -10,7 +10,8 @@ import pytest
 from iqa_ray.capacity import Resources
 from iqa_ray.files import locate, write_bytes
 from iqa_ray.training import seeds
-from iqa_ray.training.loop import Recipe, TrainingSet
+from iqa_ray.training.loop import TrainingSet
+from iqa_ray.training.recipe import Recipe
 
 RECIPE, IMAGES = Recipe("resnet18"), TrainingSet([], [])
 

@@ -13,10 +13,8 @@ from scipy import stats
 from iqa_ray.studies.statistics import (
     adjust_holm,
     compare_arms,
-    compute_log_odds,
     format_comparison,
     format_varying,
-    measure_auc,
     measure_difference,
     summarise_arms,
 )
@@ -45,73 +43,6 @@ def make_runs(accuracies: dict[tuple[str, str], list[float | None]]) -> pd.DataF
 def compare(high: list[float | None], everything: list[float | None]) -> pd.Series:
     runs = make_runs({("net", "high"): high, ("net", "all"): everything})
     return compare_arms(runs).iloc[0]
-
-
-def test_auc_by_hand():
-    """Class 0: 3.5 of 4 pairs in order, one of them a tie; class 1: 3 of 4; class 2 is absent."""
-    probabilities = np.array([[0.9, 0.05, 0.05], [0.6, 0.4, 0.0], [0.4, 0.5, 0.1], [0.6, 0.3, 0.1]])
-    assert measure_auc(probabilities, np.array([0, 0, 1, 1])) == (3.5 / 4 + 3 / 4) / 2
-
-
-def test_auc_where_it_is_not_defined():
-    assert np.isnan(measure_auc(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([0, 0])))
-    assert np.isnan(measure_auc(np.empty((0, 3)), np.empty(0, np.int64)))
-
-
-def test_log_odds_by_hand():
-    logits = np.log([[1, 2, 5], [3, 1, 4]]).astype(np.float32)
-    expected = np.log([[1 / 7, 2 / 6, 5 / 3], [3 / 5, 1 / 7, 4 / 4]])
-    np.testing.assert_allclose(compute_log_odds(logits), expected, atol=1e-6)
-    # in fp64, though logits are not
-    expected = [[1 - np.log(2), -np.log1p(np.e), -np.log1p(np.e)]]
-    found = compute_log_odds(np.array([[1, 0, 0]], np.float32))
-    np.testing.assert_allclose(found, expected, rtol=1e-14)
-    # of two classes: the difference, to the last bit
-    two = np.array([[20_000, 2**-10], [-300, 0.5]], np.float32)
-    difference = 20_000 - 2**-10  # which fp32 cannot tell from 20,000
-    expected = [[difference, -difference], [-300.5, 300.5]]
-    np.testing.assert_array_equal(compute_log_odds(two), expected)
-
-
-def test_confident_errors_are_no_ties():
-    """Both probabilities are 1.0 in fp32 and fp64; the wrong image is the less sure one."""
-    logits = np.array([[60, 0, 0], [50, 0, 0]], np.float32)
-    labels = np.array([0, 1])
-    chances = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
-    chances /= chances.sum(1, keepdims=True)
-    assert chances[0, 0] == chances[1, 0] == 1
-    # class 0: the first is surer of it; class 1: the second gives it more
-    assert measure_auc(compute_log_odds(logits), labels) == 1
-    assert measure_auc(compute_log_odds(logits), 1 - labels) == 0
-
-
-@settings(max_examples=50)
-@given(st.lists(st.lists(st.integers(-8, 8), min_size=4, max_size=4), min_size=1, max_size=5))
-def test_log_odds_are_those_of_softmax(rows):
-    logits = np.array(rows, np.float64)
-    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    expected = np.log(chances) - np.log1p(-chances)
-    np.testing.assert_allclose(compute_log_odds(logits), expected, rtol=1e-6, atol=1e-9)
-
-
-@settings(max_examples=50)
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 2), st.lists(st.integers(0, 5), min_size=3, max_size=3)),
-        min_size=2,
-        max_size=12,
-    )
-)
-def test_auc_is_the_share_of_pairs_in_order(rows):
-    labels = np.array([label for label, _ in rows])
-    values = np.array([row for _, row in rows]) / 5
-    areas = []
-    for label in set(labels.tolist()):
-        own, others = values[labels == label, label], values[labels != label, label]
-        pairs = [(a > b) + (a == b) / 2 for a in own for b in others]
-        areas += [sum(pairs) / len(pairs)] if pairs else []
-    expected = np.mean(areas) if areas else np.nan
-    assert measure_auc(values, labels) == pytest.approx(expected, nan_ok=True)
 
 
 def test_difference_by_hand():

@@ -19,12 +19,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from iqa_ray.errors import UsageError
 from iqa_ray.files import one_line
-
-_PYIQA_REPOSITORY = "chaofengc/IQA-PyTorch-Weights"
+from iqa_ray.weight_files import name_file
 
 Find = Callable[[str], Path]  # the address of a file to a readable copy of it
 
@@ -34,19 +32,6 @@ class BlankState(dict[str, Any]):
 
     def __missing__(self, key: str) -> BlankState:
         return self
-
-
-def name_file(url: str) -> str:
-    """The name under which a weights folder keeps the file at `url`.
-
-    That is the file's own name; a file of a model hub other than pyiqa's goes below its
-    repository, since its own name (`model.safetensors`) says nothing.
-    """
-    path = unquote(urlsplit(url).path).strip("/")
-    repository, separator, rest = path.partition("/resolve/")
-    if separator and repository != _PYIQA_REPOSITORY:
-        return f"{repository}/{rest.partition('/')[2]}"
-    return path.rpartition("/")[2]
 
 
 def trace_files(metric: str) -> tuple[list[str], bool]:

@@ -3,44 +3,28 @@
 from __future__ import annotations
 
 import json
-import re
-import tempfile
-import threading
 from collections.abc import Sequence
 from hashlib import sha256
-from pathlib import Path
-
-import pyarrow as pa
 
 from iqa_ray.errors import UsageError
-from iqa_ray.files import Location, locate, one_line, write_bytes
-from iqa_ray.metrics import loading
-from iqa_ray.metrics.weights import (
+from iqa_ray.files import Location, locate
+from iqa_ray.metrics.weights import Weights, build_model, find_pyiqa_version, list_urls
+from iqa_ray.progress import log
+from iqa_ray.weight_fetching import fetch_file, find_network_trouble
+from iqa_ray.weight_files import (
     LOCK_FILE,
-    NETWORK_ERRORS,
     Lock,
     WeightFile,
-    Weights,
-    build_model,
     cache_folder,
     default_folder,
     describe_files,
-    explain,
     find_damage,
-    find_pyiqa_version,
-    hash_stream,
-    list_urls,
+    name_file,
     open_node_copy,
-    open_url,
     read_lock,
     resolve_folder,
     write_lock,
 )
-from iqa_ray.progress import Progress, log
-
-_MEGABYTE = 1_000_000
-_PROBE_TIMEOUT_S = 5.0
-_FULL_HASH = re.compile(r"^[0-9a-f]{64}$")
 
 
 def prepare_weights(metrics: Sequence[str], folder: str | None) -> dict[str, Weights]:
@@ -79,7 +63,7 @@ def prepare_weights(metrics: Sequence[str], folder: str | None) -> dict[str, Wei
 def _complain_or_pull(
     metrics: Sequence[str], missing: dict[str, list[str]], place: Location, can_pull: bool
 ) -> None:
-    names = dict.fromkeys(loading.name_file(url) for metric in metrics for url in missing[metric])
+    names = dict.fromkeys(name_file(url) for metric in metrics for url in missing[metric])
     what = f"{', '.join(metrics)} need{'s' if len(metrics) == 1 else ''} {', '.join(names)}"
     line = f"iqa-ray weights pull --metrics {','.join(metrics)} --to"
     if not can_pull:
@@ -91,24 +75,6 @@ def _complain_or_pull(
             "then give --weights DIR here"
         )
     pull_weights(metrics, place)
-
-
-def find_network_trouble(url: str) -> str | None:
-    """Why the file at `url` cannot be had; None if it can. Takes _PROBE_TIMEOUT_S at most."""
-    answer: list[str | None] = []
-
-    def ask() -> None:
-        try:
-            open_url(url).close()
-            answer.append(None)
-        except NETWORK_ERRORS as error:
-            answer.append(explain(error))
-
-    # looking a host's name up knows no timeout
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_PROBE_TIMEOUT_S)
-    return answer[0] if answer else "no answer"
 
 
 def pull_weights(metrics: Sequence[str], folder: Location) -> Lock:
@@ -125,7 +91,7 @@ def pull_weights(metrics: Sequence[str], folder: Location) -> Lock:
     for metric in metrics:
         urls, missing = list_urls(metric, folder)
         for url in urls:
-            entry = lock.files.get(loading.name_file(url))
+            entry = lock.files.get(name_file(url))
             if entry and url not in missing and (damage := find_damage(folder, entry)):
                 log(f"{damage}; fetching it again")
                 missing.append(url)
@@ -141,42 +107,6 @@ def pull_weights(metrics: Sequence[str], folder: Location) -> Lock:
         write_lock(folder, lock)
         verify_copies(Weights(metric, files, str(folder)), folder)
     return lock
-
-
-def fetch_file(url: str, folder: Location) -> WeightFile:
-    """Fetch the file at `url` into a weights folder.
-
-    Raises:
-        UsageError: it cannot be had, came damaged, or the folder cannot be written.
-    """
-    name = loading.name_file(url)
-    with tempfile.TemporaryDirectory() as temporary:
-        path = Path(temporary) / "file"
-        try:
-            with open_url(url) as stream, open(path, "wb") as target:
-                total = int(getattr(stream, "headers", {}).get("Content-Length") or 0)
-                with Progress(total // _MEGABYTE, name, "MB") as progress:
-                    left = 0
-
-                    def keep(chunk: bytes) -> None:
-                        nonlocal left
-                        target.write(chunk)
-                        done, left = divmod(left + len(chunk), _MEGABYTE)
-                        progress.update(done)
-
-                    entry = WeightFile(name, url, *hash_stream(stream, keep))
-        except NETWORK_ERRORS as error:
-            raise UsageError(f"cannot fetch {name} from {url}: {explain(error)}") from None
-        promised = [part for part in url.split("/") if _FULL_HASH.match(part)]
-        if (total and entry.bytes != total) or (promised and entry.sha256 not in promised):
-            raise UsageError(f"{url} came damaged: {entry.bytes:,} bytes; run the same again")
-        try:
-            with pa.memory_map(str(path)) as content:
-                write_bytes(folder / name, content.read_buffer())
-        except (OSError, pa.ArrowException) as error:
-            raise UsageError(f"--to {folder}: cannot write there: {one_line(error)}") from None
-    log(f"{name}: {entry.bytes:,} bytes, SHA-256 {entry.sha256}")
-    return entry
 
 
 def check_weights(folder: Location, metrics: Sequence[str]) -> dict[str, list[WeightFile]]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from iqa_ray.scores import scores_frame
 from iqa_ray.store import Workspace
 from iqa_ray.studies.splits import Splits
 from iqa_ray.train_job import TrainingJob
-from iqa_ray.training.augment import Augment
+from iqa_ray.training.recipe import Augment, Recipe
 
 if TYPE_CHECKING:  # PyTorch is for those that train
     from iqa_ray.training.lanes import RunFailure
@@ -43,7 +43,7 @@ class ArmsJob(TrainingJob):
         default=(0, 1, 2, 3, 4), description="one run of each arm a seed, separated by commas"
     )
     augment: Augment = Field(
-        default="none",
+        default=Recipe.augment,
         description="of training images: flip; standard: flip, and cut out half to all of the area",
     )
     num_train: int | None = Field(
@@ -285,15 +285,11 @@ def _make_runs(
     image_size: int,
 ) -> list[Run]:
     """All seeds of an arm, then the next arm: seeds run side by side, and pairs end together."""
-    from iqa_ray.training.loop import TRAINING_VERSION, Recipe
+    from iqa_ray.training.loop import TRAINING_VERSION
     from iqa_ray.training.runs import Run
 
     place_of = pd.Series(pool.index, index=pool["image_id"])
     hashes = pool.set_index("image_id")["content_hash"]
-    settings = {
-        name: getattr(job, name)
-        for name in ("weights", "epochs", "batch_size", "lr", "freeze_backbone", "augment")
-    }
     parts: dict[str, dict[str, Any]] = {}
     for (arm, part), rows in splits.groupby(["arm", "part"], sort=False):
         parts.setdefault(str(arm), {})[str(part)] = rows
@@ -309,11 +305,11 @@ def _make_runs(
                 part: place_of[rows["image_id"]].to_numpy(np.int64) for part, rows in of_arm.items()
             }
             for seed in job.seeds:
-                recipe = Recipe(backbone, image_size=image_size, seed=seed, **settings)
+                recipe = job.make_recipe(backbone, seed, image_size)
                 depends_on = [
                     TRAINING_VERSION,
                     arm,
-                    {**asdict(recipe), "weights": hash_content(start) if start else None},
+                    {**recipe.describe(), "weights": hash_content(start) if start else None},
                     sorted(set(pool["label"])),
                     content,
                     candidates.max_pixels,

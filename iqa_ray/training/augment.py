@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-Augment = Literal["none", "flip", "standard"]
+from iqa_ray.training.recipe import Augment
 
 # torchvision's RandomResizedCrop leaves as little as 8%, for ImageNet; codes must stay legible
 _SMALLEST_AREA = 0.5

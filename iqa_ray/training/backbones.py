@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from iqa_ray.errors import UsageError
 from iqa_ray.files import one_line
 from iqa_ray.training.initial_weights import find_weights
+from iqa_ray.training.recipe import Recipe
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # EfficientNet-Lite was trained on (x - 127) / 128
@@ -68,7 +69,7 @@ class Backbone:
     last_layer: str
     mean: tuple[float, ...] = _IMAGENET_MEAN
     std: tuple[float, ...] = _IMAGENET_STD
-    image_size: int = 224
+    image_size: int = Recipe.image_size
 
 
 def _torchvision(name: str) -> Callable[[], nn.Module]:

@@ -9,13 +9,13 @@ import torch
 
 from iqa_ray.errors import UsageError
 from iqa_ray.files import Location, locate
-from iqa_ray.metrics.loading import name_file
-from iqa_ray.metrics.pulling import fetch_file, find_network_trouble
-from iqa_ray.metrics.weights import (
+from iqa_ray.weight_fetching import fetch_file, find_network_trouble
+from iqa_ray.weight_files import (
     WeightFile,
     default_folder,
     describe_file,
     has_file,
+    name_file,
     open_node_copy,
     resolve_folder,
 )

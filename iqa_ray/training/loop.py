@@ -16,29 +16,15 @@ from torch import Tensor, nn
 
 from iqa_ray.decoding import DEFAULT_MAX_PIXELS
 from iqa_ray.training import backbones
-from iqa_ray.training.augment import Augment, augment_images
+from iqa_ray.training.augment import augment_images
 from iqa_ray.training.backbones import Classifier
 from iqa_ray.training.inputs import Inputs
 from iqa_ray.training.pixels import Pixels, load_pixels
+from iqa_ray.training.recipe import Loss, Recipe
 
 # A change of training or of a network that gives other results: raise this so that what was
 # trained before is not taken for new.
 TRAINING_VERSION = 2
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a classifier is trained: by Adam without weight decay (Smith et al., section 2.3)."""
-
-    backbone: str
-    weights: str = "imagenet"
-    epochs: int = 40
-    image_size: int = 224
-    batch_size: int = 32
-    lr: float = 1e-4
-    freeze_backbone: bool = False
-    seed: int = 0
-    augment: Augment = "none"
 
 
 @dataclass(frozen=True)
@@ -79,6 +65,44 @@ def full_precision() -> Iterator[None]:
             backend.allow_tf32 = allowed
 
 
+def make_optimiser(recipe: Recipe, model: Classifier) -> torch.optim.Optimizer:
+    """The optimiser of the parameters that are trained: all, or those of the head alone.
+
+    Raises:
+        ValueError: the recipe names a layer that has no such parameter.
+    """
+    trained = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if not recipe.freeze_backbone or name.startswith("head.")
+    }
+    for layer, _ in recipe.layer_decays:
+        if not any(f"{name}.".startswith(f"{layer}.") for name in trained):
+            raise ValueError(f"{recipe.backbone} has no parameter {layer} to be trained")
+    groups: dict[float, list[Tensor]] = {}
+    for name, parameter in trained.items():
+        groups.setdefault(recipe.find_weight_decay(name), []).append(parameter)
+    parameters = [{"params": group, "weight_decay": decay} for decay, group in groups.items()]
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD(parameters, recipe.lr, momentum=recipe.momentum)
+    return torch.optim.Adam(parameters, recipe.lr)
+
+
+def compute_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The mean loss of a batch's (N, C) outputs.
+
+    Args:
+        loss: `cross_entropy` in nats, or `squared_error`, the mean also over the outputs.
+        outputs: of the network; logits for cross-entropy.
+        targets: (N,) class indices or (N, C) probabilities for cross-entropy, (N, C) values for the
+            squared error.
+    """
+    if loss == "cross_entropy":
+        return nn.functional.cross_entropy(outputs, targets)
+    assert outputs.shape == targets.shape, "they would be broadcast"
+    return nn.functional.mse_loss(outputs, targets)
+
+
 class Trainer:
     """A classifier in training, an epoch at a time.
 
@@ -88,34 +112,36 @@ class Trainer:
     With `freeze_backbone` only the head is trained, and inputs are features.
 
     Args:
-        recipe: how to train, with batches of two images or more.
+        recipe: how to train.
         model: the classifier to be trained, on its device; made after `torch.manual_seed`.
     """
 
     def __init__(self, recipe: Recipe, model: Classifier) -> None:
-        assert recipe.batch_size > 1, "no epoch would have a batch"
         self.model = model
         self._recipe = recipe
         self._network: nn.Module = model.head if recipe.freeze_backbone else model
         self._device = next(self._network.parameters()).device
         # faster on GPUs, and by a tenth to a quarter on CPUs
         model.to(memory_format=torch.channels_last)
-        self._optimizer = torch.optim.Adam(
-            self._network.parameters(), lr=recipe.lr, weight_decay=0.0
-        )
+        self._optimizer = make_optimiser(recipe, model)
         self._generator = torch.Generator().manual_seed(recipe.seed)
 
-    def train_epoch(self, inputs: Inputs, targets: Tensor, rows: Tensor) -> tuple[float, float]:
+    def train_epoch(
+        self, epoch: int, inputs: Inputs, targets: Tensor, rows: Tensor
+    ) -> tuple[float, float]:
         """Train on each of `rows` (N,) once; returns the mean loss, and the accuracy in [0, 1].
 
-        Both are those of the batches as they were trained on. `targets` holds class indices. Where
-        a batch of one would be left at the end, that image is left out of the epoch, since batch
-        normalisation may have nothing to normalise in it.
+        Both are those of the batches as they were trained on; a single output has an accuracy of
+        NaN. `targets` are those of the recipe's loss (see `compute_loss`). The first epoch is 1.
+        Where a batch of one would be left at the end, that image is left out of the epoch, since
+        batch normalisation may have nothing to normalise in it.
 
         Raises:
             DivergedError: the loss is not a number.
         """
         self._network.train()
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._recipe.find_lr(epoch)
         order = rows[torch.randperm(len(rows), generator=self._generator)]
         batches = [batch for batch in order.split(self._recipe.batch_size) if len(batch) > 1]
         total = torch.zeros(2, device=self._device)
@@ -126,10 +152,10 @@ class Trainer:
             self._optimizer.zero_grad(set_to_none=True)
             with mixed_precision(self._device):
                 logits = self._network(images).float()
-            loss = nn.functional.cross_entropy(logits, wanted)
+            loss = compute_loss(self._recipe.loss, logits, wanted)
             loss.backward()
             self._optimizer.step()
-            right = (logits.argmax(1) == wanted).sum()
+            right = _count_right(logits, wanted)
             total += torch.stack([loss.detach() * len(batch), right])
         loss_mean, accuracy = (total / sum(map(len, batches))).tolist()
         if not np.isfinite(loss_mean):
@@ -204,7 +230,7 @@ def train_classifier(
         inputs = compute_features(trainer.model, inputs, rows)
     for epoch in range(1, recipe.epochs + 1):
         start_s = time.monotonic()
-        loss, accuracy = trainer.train_epoch(inputs, targets, rows)
+        loss, accuracy = trainer.train_epoch(epoch, inputs, targets, rows)
         if on_epoch is not None:
             seconds = time.monotonic() - start_s
             on_epoch({"epoch": epoch, "loss": loss, "accuracy": accuracy, "seconds": seconds})
@@ -302,3 +328,14 @@ def _check_numbers(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
     if bad:
         raise DivergedError(f"the outputs for {bad} of {len(outputs)} images are not numbers")
     return outputs
+
+
+def _count_right(outputs: Tensor, targets: Tensor) -> Tensor:
+    """In how many rows the largest output is that of the target; NaN where there is only one.
+
+    Targets are (N,) class indices, or (N, C) values of which the largest is meant.
+    """
+    if outputs.shape[1] == 1:
+        return outputs.new_tensor(torch.nan)
+    classes = targets if targets.dim() == 1 else targets.argmax(1)
+    return (outputs.argmax(1) == classes).sum()

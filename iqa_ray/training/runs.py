@@ -19,9 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iqa_ray.files import Location, delete_file, read_whole, remove_unfinished, write_bytes
-from iqa_ray.studies.statistics import compute_log_odds, measure_auc
+from iqa_ray.training.evaluation import (
+    compute_log_odds,
+    measure_accuracy,
+    measure_auc,
+    measure_loss,
+)
 from iqa_ray.training.inputs import Inputs
-from iqa_ray.training.loop import DivergedError, Recipe, Trainer, start_training
+from iqa_ray.training.loop import DivergedError, Trainer, start_training
+from iqa_ray.training.recipe import Recipe
 
 Result = dict[str, Any]
 
@@ -134,7 +140,7 @@ def train_run(
     for epoch in range(len(history) + 1, run.recipe.epochs + 1):
         start_s = time.monotonic()
         try:
-            row = {"epoch": epoch, **_do_epoch(trainer, inputs, targets, parts)}
+            row = _do_epoch(trainer, epoch, inputs, targets, parts)
             rank = [row["validation_accuracy"], -row["validation_loss"]]
             is_best = best is None or rank > best["rank"]
             if is_best or epoch == run.recipe.epochs:
@@ -178,18 +184,17 @@ def _make_result(
 
 
 def _do_epoch(
-    trainer: Trainer, inputs: Inputs, targets: Tensor, parts: dict[str, Tensor]
+    trainer: Trainer, epoch: int, inputs: Inputs, targets: Tensor, parts: dict[str, Tensor]
 ) -> dict[str, Any]:
-    loss, accuracy = trainer.train_epoch(inputs, targets, parts["train"])
+    loss, accuracy = trainer.train_epoch(epoch, inputs, targets, parts["train"])
     rows = parts["validation"]
-    logits = trainer.predict(inputs, rows).astype(np.float64)
-    labels = targets[rows].numpy()
-    own = logits[np.arange(len(labels)), labels]
+    logits, labels = trainer.predict(inputs, rows), targets[rows].numpy()
     return {
+        "epoch": epoch,
         "loss": loss,
         "accuracy": accuracy,
-        "validation_loss": float((np.logaddexp.reduce(logits, axis=1) - own).mean()),
-        "validation_accuracy": float((logits.argmax(1) == labels).mean()),
+        "validation_loss": measure_loss(logits, labels),
+        "validation_accuracy": measure_accuracy(logits, labels),
     }
 
 
@@ -197,6 +202,6 @@ def _test(trainer: Trainer, inputs: Inputs, targets: Tensor, rows: Tensor) -> di
     logits, labels = trainer.predict(inputs, rows), targets[rows].numpy()
     auc = measure_auc(compute_log_odds(logits), labels)
     return {
-        "accuracy": float((logits.argmax(1) == labels).mean()),
+        "accuracy": measure_accuracy(logits, labels),
         "auc": auc if np.isfinite(auc) else None,
     }

@@ -18,7 +18,8 @@ from iqa_ray.cluster import plan_single_worker
 from iqa_ray.errors import IncompleteError
 from iqa_ray.files import Location, delete_folder, one_line, read_bytes, write_bytes
 from iqa_ray.training.boards import join_board, listen
-from iqa_ray.training.loop import Recipe, TrainingSet, dump_checkpoint, train_from_files
+from iqa_ray.training.loop import TrainingSet, dump_checkpoint, train_from_files
+from iqa_ray.training.recipe import Recipe
 
 _CHECKPOINT_FILE = "classifier.pt"
 

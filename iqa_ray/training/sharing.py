@@ -20,6 +20,7 @@ from iqa_ray.files import one_line
 from iqa_ray.training import loop
 from iqa_ray.training.inputs import ChunkedImages
 from iqa_ray.training.pixels import load_pixels
+from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run
 
 _CHUNK_SIZE = 512  # images decoded by one task
@@ -89,7 +90,7 @@ class Shared:
         return torch.from_numpy(np.concatenate(ray.get(self.features[network])))
 
 
-def name_network(recipe: loop.Recipe) -> Network:
+def name_network(recipe: Recipe) -> Network:
     """Which frozen network a run uses: without initial weights, that of its own seed."""
     return recipe.backbone, recipe.seed if recipe.weights == "none" else None
 
@@ -181,7 +182,7 @@ def compute_features(
 
 
 def _extract(
-    recipe: loop.Recipe, shared: Shared, rows: NDArray[np.int64], num_threads: int
+    recipe: Recipe, shared: Shared, rows: NDArray[np.int64], num_threads: int
 ) -> NDArray[np.float32]:
     torch.set_num_threads(num_threads)
     weights = ray.get(shared.weights[recipe.backbone])

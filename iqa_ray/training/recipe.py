@@ -1,0 +1,84 @@
+"""How a classifier is trained. Settings take their defaults from here, so PyTorch stays out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+Augment = Literal["none", "flip", "standard"]
+Loss = Literal["cross_entropy", "squared_error"]
+Optimiser = Literal["adam", "sgd"]
+
+# What keys of runs and models say of every recipe. Other fields were added later and are left out
+# while they have their default, so that what was trained before them is still found.
+_FIELDS_OF_ALL_KEYS = frozenset(
+    "backbone weights epochs image_size batch_size lr freeze_backbone seed augment".split()
+)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A schedule: after each `every` epochs the learning rate is multiplied by `factor`."""
+
+    every: int
+    factor: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a classifier is trained; optimiser, rate and epochs are Smith et al.'s (section 2.3).
+
+    Attributes:
+        lr: the learning rate, in the first epoch.
+        loss: `cross_entropy` of logits, against class indices or probabilities; `squared_error` of
+            outputs, against targets of their shape.
+        optimiser: Adam, or stochastic gradient descent with `momentum`.
+        weight_decay: times a parameter, is added to its gradient.
+        layer_decays: (name, weight decay) of layers or parameters that have another one, by their
+            names in the classifier (`head`, `features.conv1.weight`); the longest name counts.
+        schedule: of the learning rate; None where it is constant.
+    """
+
+    backbone: str
+    weights: str = "imagenet"
+    epochs: int = 40
+    image_size: int = 224
+    batch_size: int = 32
+    lr: float = 1e-4
+    freeze_backbone: bool = False
+    seed: int = 0
+    augment: Augment = "none"
+    loss: Loss = "cross_entropy"
+    optimiser: Optimiser = "adam"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    layer_decays: tuple[tuple[str, float], ...] = ()
+    schedule: Steps | None = None
+
+    def __post_init__(self) -> None:
+        assert self.batch_size > 1, "no epoch would have a batch"
+        assert self.optimiser == "sgd" or not self.momentum, "Adam has moments of its own"
+
+    def find_lr(self, epoch: int) -> float:
+        """The learning rate in an epoch; the first is 1."""
+        if self.schedule is None:
+            return self.lr
+        return self.lr * self.schedule.factor ** ((epoch - 1) // self.schedule.every)
+
+    def find_weight_decay(self, parameter: str) -> float:
+        """The weight decay of the parameter of that name."""
+        layers = [
+            (len(layer), decay)
+            for layer, decay in self.layer_decays
+            if f"{parameter}.".startswith(f"{layer}.")
+        ]
+        return max(layers)[1] if layers else self.weight_decay
+
+    def describe(self) -> dict[str, Any]:
+        """The recipe in keys of runs and models."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name in _FIELDS_OF_ALL_KEYS or getattr(self, name) != defaults[name]
+        }
