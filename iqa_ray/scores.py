@@ -14,9 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute as pc
 
-from iqa_ray.decoding import DEFAULT_MAX_PIXELS
 from iqa_ray.errors import UsageError
 from iqa_ray.files import list_files
+from iqa_ray.image_source import ImageSource
 from iqa_ray.images import IMAGES_SCHEMA
 from iqa_ray.lock import hold_lock_briefly
 from iqa_ray.metrics.spec import SPECS, MetricSpec, get_spec
@@ -142,8 +142,7 @@ class ListedScores:
         listed = workspace.read_table("images.parquet", "score IMAGES", IMAGES_SCHEMA)
         self.record = record_of(listed.schema)
         self.images = listed if images is None else images
-        max_pixels = int(self.record.get("max_pixels", DEFAULT_MAX_PIXELS))
-        self.row_settings = make_row_settings(max_pixels)
+        self.row_settings = make_row_settings(ImageSource.from_record(self.record).max_pixels)
         self.fingerprints = make_fingerprints(self.images, self.row_settings)
 
     def read(self, name: str) -> pa.Table:

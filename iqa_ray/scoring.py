@@ -19,7 +19,8 @@ from iqa_ray import cluster
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import locate
-from iqa_ray.images import Listing, list_images
+from iqa_ray.image_source import ImageSource
+from iqa_ray.images import Listing
 from iqa_ray.metrics.deep import Precision, make_version
 from iqa_ray.metrics.pulling import prepare_weights
 from iqa_ray.metrics.spec import CPU_METRICS, MetricSpec, get_spec
@@ -31,13 +32,12 @@ from iqa_ray.scores import (
     ListedScores,
     count_failures,
     find_spec,
-    make_row_settings,
     open_parts,
     record_specs,
     scored_metrics,
     scores_frame,
 )
-from iqa_ray.shards import ShardScorer, Source
+from iqa_ray.shards import ScoringRun, ShardScorer
 from iqa_ray.spreading import (
     Group,
     GroupWork,
@@ -63,7 +63,7 @@ def run_score(
 
     Args:
         job: the settings.
-        make_worker: what an actor of the CPU metrics makes with a `Source`.
+        make_worker: what an actor of the CPU metrics makes with a `ScoringRun`.
         recorded: of a night, which scores each deep metric as before whatever the job says, and
             leaves no record of a `score`.
 
@@ -75,7 +75,8 @@ def run_score(
     """
     start_s = time.monotonic()
     workspace = Workspace(job.workspace)
-    listing = list_images(job.images, job.labels, exclude=[workspace.location])
+    source = ImageSource(locate(job.images), job.max_pixels)
+    listing = source.list(job.labels, exclude=[workspace.location])
     groups = _make_groups(job, recorded or {})
     workspace.prepare()
     _record_images(workspace, job, listing, groups)
@@ -88,11 +89,10 @@ def run_score(
     works: list[GroupWork] = []
     if num_to_score:
         log(f"scoring {num_to_score:,} of {num_images:,} images with {', '.join(job.metrics)}")
-        settings = make_row_settings(job.max_pixels)
-        source = Source(str(workspace), job.max_pixels, listing.root.options, settings)
+        run = ScoringRun(str(workspace), source)
         with cluster.connect(job.address):
             works = spread_groups(
-                job, source, listing.table, listed.fingerprints, missing, make_worker
+                job, run, listing.table, listed.fingerprints, missing, make_worker
             )
         _drop_repeated(workspace, groups)
         _check_contents(listed)

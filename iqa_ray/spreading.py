@@ -23,7 +23,7 @@ from iqa_ray.part_files import Fingerprints
 from iqa_ray.pools import Pool, ShardFailure, run_shards
 from iqa_ray.progress import Progress, log
 from iqa_ray.score_job import ScoreJob
-from iqa_ray.shards import Shard, Source
+from iqa_ray.shards import ScoringRun, Shard
 from iqa_ray.telemetry import MeasuredScorer
 
 # a part should be worth a file, and a lost shard not worth a tear
@@ -100,7 +100,7 @@ def _cut_shards(
 
 def spread_groups(
     job: ScoreJob,
-    source: Source,
+    run: ScoringRun,
     images: pa.Table,
     fingerprints: Fingerprints,
     missing: dict[Group, NDArray[np.int64]],
@@ -110,7 +110,7 @@ def spread_groups(
     missing = {group: mask for group, mask in missing.items() if mask.any()}
     num_left = np.sum([mask > 0 for mask in missing.values()], axis=0)  # groups an image waits for
     works, pools = [], []
-    for group, (plan, make) in _plan(job, source, missing, make_worker).items():
+    for group, (plan, make) in _plan(job, run, missing, make_worker).items():
         work = _cut_shards(group, images, fingerprints, missing[group], plan, job.shard_size)
         works.append(work)
         name = group.names[0] if group.weights else "cpu"
@@ -133,7 +133,7 @@ def spread_groups(
 
 def _plan(
     job: ScoreJob,
-    source: Source,
+    run: ScoringRun,
     missing: dict[Group, NDArray[np.int64]],
     make_worker: MakeWorker,
 ) -> dict[Group, tuple[PoolPlan, Any]]:
@@ -142,7 +142,7 @@ def _plan(
     # models first: actors of CPU metrics can go anywhere, and would take their places
     groups = sorted(missing, key=lambda group: group.weights is None)
     num_images = {group: int((missing[group] > 0).sum()) for group in groups}
-    make_cpu = partial(make_worker, source)
+    make_cpu = partial(make_worker, run)
     if num_models == 0:
         resources = Resources(num_cpus=job.cpus_per_actor)
         return {
@@ -179,7 +179,7 @@ def _plan(
                 group.precision,
                 group.max_side,
             )
-            plans[group] = plan, partial(DeepShardScorer, source, deep_plan)
+            plans[group] = plan, partial(DeepShardScorer, run, deep_plan)
     return plans
 
 

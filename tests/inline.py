@@ -16,7 +16,7 @@ from iqa_ray.deep_shards import DeepPlan
 from iqa_ray.metrics.deep import make_version
 from iqa_ray.metrics.weights import WeightFile, Weights
 from iqa_ray.pools import Pool
-from iqa_ray.shards import Score, Shard, Source, make_table, read_file, write_parts
+from iqa_ray.shards import Score, ScoringRun, Shard, make_table, write_parts
 
 BeforeShard = Callable[[Any], None]
 
@@ -34,16 +34,15 @@ def score_deeply(content_hash: str, precision: str, max_side: int | None) -> flo
 class DeepStandIn:
     """Scores shards as the actor of a deep metric does, without a network."""
 
-    def __init__(self, source: Source, plan: DeepPlan) -> None:
-        self._source, self._plan = source, plan
+    def __init__(self, run: ScoringRun, plan: DeepPlan) -> None:
+        self._run, self._plan = run, plan
         self.name = plan.weights.metric
         self.version = make_version(plan.weights, plan.precision, plan.max_side)
 
     def __call__(self, shard: Shard) -> dict[str, Any]:
         hashes: list[str | None] = []
         scores: list[Score] = []
-        for path in shard.images.column("path").to_pylist():
-            data = read_file(path, self._source.options)
+        for data in self._run.images.read_each(shard.images.column("path").to_pylist()):
             if isinstance(data, ImageError):
                 hashes.append(None)
                 scores.append((None, data.status, str(data)))
@@ -52,7 +51,7 @@ class DeepStandIn:
                 value = score_deeply(hashes[-1], self._plan.precision, self._plan.max_side)
                 scores.append((value, "ok", ""))
         tables = {self.name: make_table(shard.images, hashes, scores)}
-        return write_parts(self._source, shard, [self], tables)
+        return write_parts(self._run, shard, [self], tables)
 
 
 def describe_weights(names: list[str], _folder: str | None) -> dict[str, Weights]:

@@ -20,6 +20,7 @@ LAYERS = [
     ["config", "files"],
     ["folders"],
     ["decoding", "images", "lock", "part_files"],
+    ["image_source"],
     ["parts"],
     ["store"],
     ["rescoring.changes", "rescoring.drift", "rescoring.history"],

@@ -16,6 +16,8 @@ from iqa_ray import cluster, metrics, scoring
 from iqa_ray.config import make_job
 from iqa_ray.deep_shards import DeepPlan, DeepShardScorer
 from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.files import locate
+from iqa_ray.image_source import ImageSource
 from iqa_ray.images import list_images
 from iqa_ray.metrics import deep
 from iqa_ray.metrics.pulling import prepare_weights
@@ -25,7 +27,7 @@ from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import find_spec, scored_metrics, scores_frame
 from iqa_ray.scoring import describe_scores, run_score
 from iqa_ray.selection.jobs import CutoffsJob, run_cutoffs
-from iqa_ray.shards import Shard, Source
+from iqa_ray.shards import ScoringRun, Shard
 from iqa_ray.store import Workspace
 
 pytest.importorskip("pyiqa")
@@ -105,7 +107,8 @@ def test_batches_hold_images_of_one_size(mixed, tmp_path, weights_folder, monkey
     monkeypatch.setattr(deep.DeepMetric, "_forward", note_forward)
     weights = prepare_weights(["cnniqa"], str(weights_folder))["cnniqa"]
     scorer = DeepShardScorer(
-        Source(str(tmp_path / "ws"), 10**6, "", ""), DeepPlan(weights, "cpu", num_threads=2)
+        ScoringRun(str(tmp_path / "ws"), ImageSource(locate(mixed))),
+        DeepPlan(weights, "cpu", num_threads=2),
     )
     done = scorer(make_shard(mixed))
     assert done["num_images"] == 9
@@ -133,7 +136,7 @@ def test_waiting_images_are_bounded(mixed, tmp_path, weights_folder, monkeypatch
         most = max(most, run._num_pixels)
 
     monkeypatch.setattr(run, "_add", note_add)
-    source = Source("unused", 10**6, "", "")
+    source = ImageSource(locate(mixed))
     paths = make_shard(mixed).images.column("path").to_pylist()
     run.score(deep_shards._decode(run._metric, source, path) for path in paths)
     assert 0 < most <= 64 * 80 * 2

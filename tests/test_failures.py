@@ -31,16 +31,18 @@ from pyarrow import parquet as pq
 from iqa_ray import metrics, scoring, shards
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
-from iqa_ray.decoding import hash_content
+from iqa_ray.decoding import ImageError, hash_content
+from iqa_ray.files import locate
+from iqa_ray.image_source import ImageSource
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import read_scores, scores_frame
 from iqa_ray.scoring import run_score
-from iqa_ray.shards import Shard, ShardScorer, Source, score_image
+from iqa_ray.shards import ScoringRun, Shard, ShardScorer, score_image
 from iqa_ray.store import Workspace
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 METRICS = ("lapm", "wavs")
-MakeWorker = Callable[[Source], Callable[[Shard], Any]]
+MakeWorker = Callable[[ScoringRun], Callable[[Shard], Any]]
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def unfinished(ws: str) -> list[str]:
 # --- actors that are killed -------------------------------------------------------------------
 
 
-def kill_at_write(source: Source, folder: Path, number: int) -> Callable[[Shard], Any]:
+def kill_at_write(scoring_run: ScoringRun, folder: Path, number: int) -> Callable[[Shard], Any]:
     """A scorer whose process is killed, once, just before its n-th part gets its name."""
     real, num_writes = os.replace, 0
 
@@ -140,7 +142,7 @@ def kill_at_write(source: Source, folder: Path, number: int) -> Callable[[Shard]
         real(*paths)
 
     os.replace = replace
-    return ShardScorer(source)
+    return ShardScorer(scoring_run)
 
 
 def test_an_actor_killed_while_it_writes_changes_nothing(image_folder, ws, tmp_path):
@@ -160,18 +162,18 @@ def test_an_actor_killed_while_it_writes_changes_nothing(image_folder, ws, tmp_p
     assert_same_tables(ws, f"{ws}-calm")
 
 
-def kill_at_image(source: Source, name: str, folder: Path) -> Callable[[Shard], Any]:
+def kill_at_image(scoring_run: ScoringRun, name: str, folder: Path) -> Callable[[Shard], Any]:
     """A scorer that an image kills every time."""
-    real = shards.read_file
+    real = ImageSource.read
 
-    def read(path: str, options: str) -> Any:
+    def read(source: ImageSource, path: str) -> bytes:
         if path.endswith(name):
             (folder / f"death-{time.monotonic_ns()}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(path, options)
+        return real(source, path)
 
-    shards.read_file = read
-    return ShardScorer(source)
+    ImageSource.read = read  # type: ignore[method-assign]
+    return ShardScorer(scoring_run)
 
 
 def check_incomplete(error: str, *words: str) -> None:
@@ -209,30 +211,32 @@ def test_not_enough_memory_for_one_image_is_its_status(monkeypatch, image_folder
     """Wherever in its way an image runs out of memory, the others have their scores."""
     file = image_folder(1) / "a" / "000.jpg"
     computed = [metrics.create(name) for name in METRICS]
-    calm = score_image(file.read_bytes(), computed, 10**6)
+    source = ImageSource(locate(file.parent))
+    calm = score_image(file.read_bytes(), computed, source)
 
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError
 
     with monkeypatch.context() as context:
         context.setattr(computed[0], "measure", fail)
-        assert score_image(file.read_bytes(), computed, 10**6) == [
+        assert score_image(file.read_bytes(), computed, source) == [
             (None, "too_large", "not enough memory for lapm"), calm[1],
         ]  # fmt: skip
     for target, name in ((shards, "Planes"), (Image, "open")):
         with monkeypatch.context() as context:
             context.setattr(target, name, fail)
-            for score, status, error in score_image(file.read_bytes(), computed, 10**6):
+            for score, status, error in score_image(file.read_bytes(), computed, source):
                 assert (score, status) == (None, "too_large")
                 assert error.startswith("not enough memory")
-    monkeypatch.setattr("iqa_ray.decoding.read_bytes", fail)
-    error = shards.read_file(str(file), "")
+    monkeypatch.setattr("iqa_ray.image_source.read_bytes", fail)
+    (error,) = source.read_each([str(file)])
+    assert isinstance(error, ImageError)
     assert (error.status, str(error)) == ("too_large", "not enough memory to read it")
 
 
-def limit_memory(source: Source, room: int) -> Callable[[Shard], Any]:
+def limit_memory(scoring_run: ScoringRun, room: int) -> Callable[[Shard], Any]:
     """A scorer whose process may have so many bytes more than it has now."""
-    worker = ShardScorer(source)
+    worker = ShardScorer(scoring_run)
 
     def work(shard: Shard) -> Any:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -266,9 +270,9 @@ def test_an_image_too_large_for_the_process_costs_one_row(image_folder, ws):
         pd.testing.assert_frame_equal(others, read_disk(calm, name), check_exact=True)
 
 
-def run_out_of_memory(source: Source, name: str, log: Path) -> Any:
+def run_out_of_memory(scoring_run: ScoringRun, name: str, log: Path) -> Any:
     """A scorer that runs out of memory with a shard as a whole, such as while its table is made."""
-    worker = ShardScorer(source)
+    worker = ShardScorer(scoring_run)
 
     def work(shard: Shard) -> Any:
         paths = shard.images["path"].to_pylist()
@@ -306,18 +310,18 @@ def test_a_shard_that_runs_out_of_memory_is_tried_again_alone(
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
 
 
-def join_small_group(source: Source, group: Path, name: str) -> Callable[[Shard], Any]:
+def join_small_group(scoring_run: ScoringRun, group: Path, name: str) -> Callable[[Shard], Any]:
     """A scorer in a control group of little memory, which an image makes it exceed."""
     (group / "cgroup.procs").write_text(str(os.getpid()))
-    real = shards.read_file
+    real = ImageSource.read
 
-    def read(path: str, options: str) -> Any:
+    def read(source: ImageSource, path: str) -> bytes:
         if path.endswith(name):
             np.ones(100_000_000)
-        return real(path, options)
+        return real(source, path)
 
-    shards.read_file = read
-    return ShardScorer(source)
+    ImageSource.read = read  # type: ignore[method-assign]
+    return ShardScorer(scoring_run)
 
 
 @pytest.fixture
@@ -355,9 +359,9 @@ def test_a_scorer_that_the_kernel_kills_for_its_memory(
 # --- a full disk ------------------------------------------------------------------------------
 
 
-def fill_disk(source: Source, name: str) -> Callable[[Shard], Any]:
+def fill_disk(scoring_run: ScoringRun, name: str) -> Callable[[Shard], Any]:
     """A scorer that can write no more than a few bytes a file with one of its shards."""
-    worker = ShardScorer(source)
+    worker = ShardScorer(scoring_run)
 
     def work(shard: Shard) -> Any:
         if not any(path.endswith(name) for path in shard.images["path"].to_pylist()):
@@ -466,9 +470,11 @@ def test_a_full_disk(image_folder, small_disk, tmp_path, monkeypatch, capsys):
 # --- files that are not as they were listed ---------------------------------------------------
 
 
-def disturb(source: Source, action: Callable[[], None], flag: Path) -> Callable[[Shard], Any]:
+def disturb(
+    scoring_run: ScoringRun, action: Callable[[], None], flag: Path
+) -> Callable[[Shard], Any]:
     """A scorer before whose first shard something happens, once for all actors."""
-    worker = ShardScorer(source)
+    worker = ShardScorer(scoring_run)
 
     def work(shard: Shard) -> Any:
         try:
@@ -542,9 +548,9 @@ def test_a_file_changed_between_listing_and_reading(image_folder, ws, tmp_path, 
 # --- two runs at once -------------------------------------------------------------------------
 
 
-def wait_for_other(source: Source, own: Path, other: Path) -> Callable[[Shard], Any]:
+def wait_for_other(scoring_run: ScoringRun, own: Path, other: Path) -> Callable[[Shard], Any]:
     """A scorer whose every shard waits until the other run has begun to score."""
-    worker = ShardScorer(source)
+    worker = ShardScorer(scoring_run)
 
     def work(shard: Shard) -> Any:
         own.touch()
@@ -649,8 +655,8 @@ def count_parts(ws: str) -> int:
     return len(list(Path(ws).glob("scores/**/part-*.parquet")))
 
 
-def take_time(source: Source, seconds: float) -> Callable[[Shard], Any]:
-    worker = ShardScorer(source)
+def take_time(scoring_run: ScoringRun, seconds: float) -> Callable[[Shard], Any]:
+    worker = ShardScorer(scoring_run)
 
     def work(shard: Shard) -> Any:
         time.sleep(seconds)
@@ -712,11 +718,11 @@ def lose_node(images: str, ws: str) -> int:
     return 0 if summary["num_scored"] == 60 else 1
 
 
-def note_node(source: Source, folder: Path) -> Callable[[Shard], Any]:
+def note_node(scoring_run: ScoringRun, folder: Path) -> Callable[[Shard], Any]:
     import ray
 
     (folder / ray.get_runtime_context().get_node_id()).touch()
-    return take_time(source, 0.4)
+    return take_time(scoring_run, 0.4)
 
 
 @pytest.mark.slow
@@ -729,20 +735,20 @@ def test_a_node_removed_without_warning(image_folder, ws, tmp_path):
     assert_like_undisturbed(ws, images)
 
 
-def hog(source: Source, name: str, num_bytes: int, folder: Path) -> Callable[[Shard], Any]:
+def hog(scoring_run: ScoringRun, name: str, num_bytes: int, folder: Path) -> Callable[[Shard], Any]:
     """A scorer that takes far too much memory for one image."""
-    real = shards.read_file
+    real = ImageSource.read
 
-    def read(path: str, options: str) -> Any:
+    def read(source: ImageSource, path: str) -> bytes:
         if path.endswith(name):
             (folder / f"try-{time.monotonic_ns()}").touch()
             taken = np.ones(num_bytes, np.uint8)
             time.sleep(20)  # longer than the memory is looked at
             del taken
-        return real(path, options)
+        return real(source, path)
 
-    shards.read_file = read
-    return take_time(source, 0.1)
+    ImageSource.read = read  # type: ignore[method-assign]
+    return take_time(scoring_run, 0.1)
 
 
 def run_with_little_memory(images: str, ws: str, threshold: str, num_bytes: str) -> int:
