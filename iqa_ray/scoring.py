@@ -23,11 +23,11 @@ from iqa_ray.image_source import ImageSource
 from iqa_ray.images import Listing
 from iqa_ray.metrics.deep import Precision, make_version
 from iqa_ray.metrics.pulling import prepare_weights
-from iqa_ray.metrics.spec import CPU_METRICS, MetricSpec, get_spec
+from iqa_ray.metrics.spec import DEFAULT_METRICS, MetricSpec, get_spec
 from iqa_ray.part_files import Fingerprints
 from iqa_ray.parts import find_missing
 from iqa_ray.progress import log
-from iqa_ray.score_job import ScoreJob, takes_max_side
+from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import (
     ListedScores,
     count_failures,
@@ -138,7 +138,7 @@ def _make_groups(job: ScoreJob, recorded: DeepSettings) -> list[Group]:
     if deep := [spec for spec in specs if spec.backend == "pyiqa"]:
         prepared = prepare_weights([spec.name for spec in deep], job.weights)
         for spec in deep:
-            asked = job.precision, job.max_side if takes_max_side(spec.name) else None
+            asked = job.precision, job.max_side if spec.supports_max_side else None
             precision, max_side = recorded.get(spec.name, asked)
             weights = prepared[spec.name]
             version = make_version(weights, precision, max_side)
@@ -226,7 +226,7 @@ def _drop_repeated(workspace: Workspace, groups: Sequence[Group]) -> None:
 
 
 def score(
-    images: str, workspace: str, metrics: Sequence[str] = CPU_METRICS, **settings: Any
+    images: str, workspace: str, metrics: Sequence[str] = DEFAULT_METRICS, **settings: Any
 ) -> pd.DataFrame:
     """Score `images` into `workspace` and return one row an image (see `scores_frame`).
 
