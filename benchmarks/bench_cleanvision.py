@@ -35,8 +35,8 @@ from benchmarks.report import make_parser, print_result, summarise
 from benchmarks.runs import METRICS, time_run
 from iqa_ray import cluster
 from iqa_ray.metrics.spec import CPU_METRICS
+from iqa_ray.planning import SMALLEST_SHARD
 from iqa_ray.progress import log
-from iqa_ray.spreading import SMALLEST_SHARD
 
 NUM_WORKERS = 2
 FEWER = 5

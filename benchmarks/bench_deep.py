@@ -122,12 +122,12 @@ def measure_waiting(
         start = perf_counter()
         done = scorer(shard)
         seconds = perf_counter() - start
-    total_s = done["compute_s"] + done["wait_s"]
+    total_s = done.compute_s + done.wait_s
     return {
-        "num_images": done["num_images"],
-        "num_failed": done["num_failed"],
-        "images_per_s": round(done["num_images"] / seconds, 1),
-        "waiting_share": round(done["wait_s"] / total_s, 4),
+        "num_images": done.num_images,
+        "num_failed": done.num_failed,
+        "images_per_s": round(done.num_images / seconds, 1),
+        "waiting_share": round(done.wait_s / total_s, 4),
         "num_threads": num_threads,
     }
 

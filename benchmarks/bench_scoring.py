@@ -51,7 +51,7 @@ def time_ray_data(images: Path, workspace: Path, num_actors: int) -> float:
             self.work = make()
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-            return {"done": [self.work(shard)["num_images"] for shard in batch["item"]]}
+            return {"done": [self.work(shard).num_images for shard in batch["item"]]}
 
     done = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
         Scorer,

@@ -12,10 +12,10 @@ from iqa_ray.files import locate
 from iqa_ray.image_source import ImageSource
 from iqa_ray.images import list_images
 from iqa_ray.parts import make_fingerprints
+from iqa_ray.planning import LARGEST_SHARD
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scoring import run_score
 from iqa_ray.shards import ScoringRun, Shard, ShardScorer
-from iqa_ray.spreading import LARGEST_SHARD
 
 METRICS = ("lapv", "lapm", "wavs")
 SHARD_SIZE = LARGEST_SHARD

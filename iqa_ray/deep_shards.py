@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,7 +18,7 @@ from iqa_ray.metrics.deep import DeepMetric, Device, Image, Precision
 from iqa_ray.metrics.spec import MetricError, get_spec
 from iqa_ray.metrics.weights import Weights
 from iqa_ray.reading import run_ahead
-from iqa_ray.shards import Score, ScoringRun, Shard, make_table, write_parts
+from iqa_ray.shards import Score, ScoringRun, Shard, ShardReport, make_table, write_parts
 
 # decoded images that wait for others of their size may take this much memory, 3 bytes a pixel
 _MAX_WAITING_PIXELS = 100_000_000
@@ -57,10 +56,7 @@ class DeepShardScorer:
         # a reduced precision is compared with the full one on the first images
         self._sample_left = 0 if plan.precision == "fp32" else _SAMPLE_SIZE
 
-    def __call__(self, shard: Shard) -> dict[str, Any]:
-        """Returns what `write_parts` does, the seconds that the model computed and waited for
-        images, in all and for each image, and how far a reduced precision moved scores (if asked).
-        """
+    def __call__(self, shard: Shard) -> ShardReport:
         shard_run = _ShardRun(shard.images, self._metric, self._sample_left)
         decoded = run_ahead(
             partial(_decode, self._metric, self._run.images),
@@ -71,9 +67,13 @@ class DeepShardScorer:
         shard_run.score(decoded)
         self._sample_left -= len(shard_run.shifts)
         tables = {self._metric.name: make_table(shard.images, shard_run.hashes, shard_run.scores)}
-        done = write_parts(self._run, shard, [self._metric], tables)
-        done |= {"compute_s": shard_run.compute_s, "wait_s": shard_run.wait_s}
-        return {**done, "image_s": shard_run.seconds, "shifts": shard_run.shifts}
+        return replace(
+            write_parts(self._run, shard, [self._metric], tables),
+            image_s=shard_run.seconds,
+            compute_s=shard_run.compute_s,
+            wait_s=shard_run.wait_s,
+            shifts=shard_run.shifts,
+        )
 
 
 def _decode(

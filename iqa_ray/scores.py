@@ -280,11 +280,13 @@ def read_scores(workspace: Workspace, name: str) -> pa.Table:
     return ListedScores(workspace).read(name)
 
 
-def count_failures(listed: ListedScores, names: Sequence[str]) -> dict[str, Any]:
+def count_failures(
+    listed: ListedScores, names: Sequence[str]
+) -> tuple[int, dict[str, dict[str, Any]]]:
     """Images without a score for some metric: their number, and examples by metric and status."""
     images = listed.images
     failed = np.zeros(images.num_rows, bool)
-    report: dict[str, Any] = {}
+    report: dict[str, dict[str, Any]] = {}
     for name in names:
         rows = listed.read_statuses(name)
         statuses = pc.fill_null(rows.column("status"), UNSCORED)
@@ -300,7 +302,7 @@ def count_failures(listed: ListedScores, names: Sequence[str]) -> dict[str, Any]
                 },
             )
             entry["num_images"] += 1
-    return {"images": int(failed.sum()), **report}
+    return int(failed.sum()), report
 
 
 def scores_frame(workspace: Workspace, names: Sequence[str]) -> pd.DataFrame:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -41,6 +41,33 @@ class ScoringRun:
 
     workspace: str
     images: ImageSource
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What a scorer says of a shard that it did.
+
+    Attributes:
+        num_images: of the shard.
+        num_failed: images that some metric did not score.
+        statuses: for each metric, how many images have which status.
+        image_s: seconds that each image took.
+        compute_s: seconds that a model computed.
+        wait_s: seconds that it waited for images.
+        shifts: how far a reduced precision moved the scores of some images.
+    """
+
+    num_images: int
+    num_failed: int
+    statuses: dict[str, dict[str, int]] = field(default_factory=dict)
+    image_s: list[float] = field(default_factory=list)
+    compute_s: float = 0.0
+    wait_s: float = 0.0
+    shifts: list[float] = field(default_factory=list)
+
+
+Scorer = Callable[[Shard], ShardReport]
+MakeScorer = Callable[[ScoringRun], Scorer]
 
 
 def score_image(
@@ -121,11 +148,10 @@ def make_table(images: pa.Table, hashes: Sequence[str | None], scores: Sequence[
 
 def write_parts(
     run: ScoringRun, shard: Shard, computed: Sequence[Any], tables: dict[str, pa.Table]
-) -> dict[str, Any]:
+) -> ShardReport:
     """Write a shard's tables; `computed` are metrics, with name and version.
 
-    Returns the number of images, of those not scored by some metric, and how many have which
-    status, a metric each.
+    Returns the numbers of the report.
     """
     failed = np.zeros(shard.images.num_rows, bool)
     workspace, settings = Workspace(run.workspace), make_row_settings(run.images.max_pixels)
@@ -140,7 +166,7 @@ def write_parts(
         absent = pc.equal(table.column("error"), MISSING).to_numpy()
         fingerprints = mark_missing(shard.fingerprints, table, absent, settings)
         parts.write(table, fingerprints, settings)
-    return {"num_images": len(failed), "num_failed": int(failed.sum()), "statuses": statuses}
+    return ShardReport(len(failed), int(failed.sum()), statuses)
 
 
 class ShardScorer:
@@ -151,11 +177,10 @@ class ShardScorer:
         _keep_freed_memory()
         self._run = run
 
-    def __call__(self, shard: Shard) -> dict[str, Any]:
-        """Returns what `write_parts` does, and the seconds that each image took."""
+    def __call__(self, shard: Shard) -> ShardReport:
         computed = [metrics.Metric(metrics.get_spec(name)) for name in shard.metrics]
         tables, seconds = score_shard(shard.images, computed, self._run.images)
-        return {**write_parts(self._run, shard, computed, tables), "image_s": seconds}
+        return replace(write_parts(self._run, shard, computed, tables), image_s=seconds)
 
 
 def _keep_freed_memory() -> None:

@@ -10,13 +10,13 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 
-from iqa_ray import cluster, predictor, scoring, spreading
+from iqa_ray import cluster, planning, predictor, spreading
 from iqa_ray.decoding import ImageError, hash_content
 from iqa_ray.deep_shards import DeepPlan
 from iqa_ray.metrics.deep import make_version
 from iqa_ray.metrics.weights import WeightFile, Weights
 from iqa_ray.pools import Pool
-from iqa_ray.shards import Score, ScoringRun, Shard, make_table, write_parts
+from iqa_ray.shards import Score, ScoringRun, Shard, ShardReport, make_table, write_parts
 
 BeforeShard = Callable[[Any], None]
 
@@ -39,7 +39,7 @@ class DeepStandIn:
         self.name = plan.weights.metric
         self.version = make_version(plan.weights, plan.precision, plan.max_side)
 
-    def __call__(self, shard: Shard) -> dict[str, Any]:
+    def __call__(self, shard: Shard) -> ShardReport:
         hashes: list[str | None] = []
         scores: list[Score] = []
         for data in self._run.images.read_each(shard.images.column("path").to_pylist()):
@@ -84,7 +84,7 @@ def run_inline(before_shard: BeforeShard = lambda shard: None) -> Iterator[None]
             (spreading, "run_shards", run_shards),
             (spreading, "MeasuredScorer", lambda make, _: make()),
             (spreading, "DeepShardScorer", DeepStandIn),
-            (scoring, "prepare_weights", describe_weights),
+            (planning, "prepare_weights", describe_weights),
             (predictor, "run_shards", run_shards),
         ):
             stack.enter_context(mock.patch.object(target, name, stand_in))

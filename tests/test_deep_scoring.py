@@ -12,7 +12,7 @@ from conftest import make_texture
 from PIL import Image
 
 import iqa_ray
-from iqa_ray import cluster, metrics, scoring
+from iqa_ray import cluster, metrics, planning
 from iqa_ray.config import make_job
 from iqa_ray.deep_shards import DeepPlan, DeepShardScorer
 from iqa_ray.errors import IncompleteError, UsageError
@@ -111,10 +111,10 @@ def test_batches_hold_images_of_one_size(mixed, tmp_path, weights_folder, monkey
         DeepPlan(weights, "cpu", num_threads=2),
     )
     done = scorer(make_shard(mixed))
-    assert done["num_images"] == 9
-    assert done["statuses"] == {"cnniqa": {"ok": 8, "unreadable": 1}}
-    assert len(done["image_s"]) == 9
-    assert sum(done["image_s"]) == pytest.approx(done["wait_s"] + done["compute_s"])
+    assert done.num_images == 9
+    assert done.statuses == {"cnniqa": {"ok": 8, "unreadable": 1}}
+    assert len(done.image_s) == 9
+    assert sum(done.image_s) == pytest.approx(done.wait_s + done.compute_s)
     assert all(len(set(sizes)) == 1 for sizes in batches)
     assert sorted(len(sizes) for sizes in batches if sizes[0] == (64, 80)) == [1, 3]
 
@@ -158,7 +158,7 @@ def test_max_side_is_for_musiq(mixed, tmp_path, weights_folder):
         score(mixed, tmp_path / "ws", weights_folder, ("lapm",), max_side=512)
     job = {"images": str(mixed), "workspace": "ws", "weights": str(weights_folder)}
     job |= {"metrics": ("musiq", "cnniqa"), "max_side": 512}
-    musiq, cnniqa = scoring._make_groups(make_job(ScoreJob, job), {})
+    musiq, cnniqa = planning.make_groups(make_job(ScoreJob, job), {})
     assert musiq.specs[0].version.endswith("+max-side-512")
     assert "max-side" not in cnniqa.specs[0].version
 
@@ -234,7 +234,7 @@ def test_weights_that_go_bad_after_the_check_end_the_run(
         lost = WeightFile(entry.name, entry.url, entry.bytes, "0" * 64)
         return {"cnniqa": Weights("cnniqa", (lost,), prepared["cnniqa"].folder)}
 
-    monkeypatch.setattr(scoring, "prepare_weights", prepare)
+    monkeypatch.setattr(planning, "prepare_weights", prepare)
     with pytest.raises(UsageError, match="is damaged or another file"):
         score(mixed, tmp_path / "ws", weights_folder, ("cnniqa",))
 

@@ -37,12 +37,11 @@ from iqa_ray.image_source import ImageSource
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import read_scores, scores_frame
 from iqa_ray.scoring import run_score
-from iqa_ray.shards import ScoringRun, Shard, ShardScorer, score_image
+from iqa_ray.shards import MakeScorer, ScoringRun, Shard, ShardScorer, score_image
 from iqa_ray.store import Workspace
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 METRICS = ("lapm", "wavs")
-MakeWorker = Callable[[ScoringRun], Callable[[Shard], Any]]
 
 
 @pytest.fixture
@@ -67,18 +66,18 @@ def without_actors() -> Any:
 no_actors = without_actors()
 
 
-def run(images: Path, ws: str, make_worker: MakeWorker = ShardScorer, **settings: Any) -> Any:
+def run(images: Path, ws: str, make_scorer: MakeScorer = ShardScorer, **settings: Any) -> Any:
     given = {"metrics": METRICS, "cpus_per_actor": 0.5, "shard_size": 3, **settings}
     return run_score(
-        make_job(ScoreJob, {"images": str(images), "workspace": ws, **given}), make_worker
+        make_job(ScoreJob, {"images": str(images), "workspace": ws, **given}), make_scorer
     )
 
 
-def run_main(images: Path, ws: str, monkeypatch: Any, make_worker: MakeWorker = ShardScorer) -> int:
+def run_main(images: Path, ws: str, monkeypatch: Any, make_scorer: MakeScorer = ShardScorer) -> int:
     """The exit code of `iqa-ray score`, with actors that make another worker."""
     command = ["score", str(images), "--workspace", ws, "--metrics", ",".join(METRICS)]
     with monkeypatch.context() as context:
-        context.setattr(scoring, "run_score", partial(run_score, make_worker=make_worker))
+        context.setattr(scoring, "run_score", partial(run_score, make_scorer=make_scorer))
         return main([*command, "--cpus-per-actor", "0.5", "--shard-size", "3"])
 
 
@@ -190,8 +189,8 @@ def test_an_image_that_always_kills_costs_its_shard(
     image_folder, ws, tmp_path, monkeypatch, capsys
 ):
     images = image_folder(12)
-    make_worker = partial(kill_at_image, name="005.jpg", folder=tmp_path)
-    assert run_main(images, ws, monkeypatch, make_worker) == 1
+    make_scorer = partial(kill_at_image, name="005.jpg", folder=tmp_path)
+    assert run_main(images, ws, monkeypatch, make_scorer) == 1
     # the listing is by path: a/000 a/002 a/004, a/006 a/008 a/010, b/001 b/003 b/005
     check_incomplete(
         capsys.readouterr().err, "3 images could not be scored", "shard 2 of lapm, wavs",
@@ -294,8 +293,8 @@ def test_a_shard_that_runs_out_of_memory_is_tried_again_alone(
     image_folder, ws, tmp_path, monkeypatch, capsys
 ):
     images = image_folder(12)
-    make_worker = partial(run_out_of_memory, name="a/000.jpg", log=tmp_path / "log")
-    assert run_main(images, ws, monkeypatch, make_worker) == 1
+    make_scorer = partial(run_out_of_memory, name="a/000.jpg", log=tmp_path / "log")
+    assert run_main(images, ws, monkeypatch, make_scorer) == 1
     check_incomplete(
         capsys.readouterr().err, "3 images", "a/000.jpg' and 2 more",
         "3 tries: not enough memory: no room for a table",
@@ -347,8 +346,8 @@ def test_a_scorer_that_the_kernel_kills_for_its_memory(
     image_folder, ws, small_group, monkeypatch, capsys
 ):
     images = image_folder(12)
-    make_worker = partial(join_small_group, group=small_group, name="005.jpg")
-    assert run_main(images, ws, monkeypatch, make_worker) == 1
+    make_scorer = partial(join_small_group, group=small_group, name="005.jpg")
+    assert run_main(images, ws, monkeypatch, make_scorer) == 1
     check_incomplete(
         capsys.readouterr().err, "3 images", "b/001.jpg' and 2 more", "3 tries", "memory"
     )
@@ -493,8 +492,8 @@ def test_a_file_deleted_between_listing_and_reading(image_folder, ws, tmp_path):
     images = image_folder(9)
     gone, kept = images / "b" / "007.jpg", tmp_path / "kept.jpg"
     take_away = partial(gone.rename, kept)
-    make_worker = partial(disturb, action=take_away, flag=tmp_path / "flag")
-    summary = run(images, ws, make_worker)
+    make_scorer = partial(disturb, action=take_away, flag=tmp_path / "flag")
+    summary = run(images, ws, make_scorer)
     assert summary["num_images"] == summary["num_scored"] == 9
     assert summary["num_failed"] == 1
     for name in METRICS:
@@ -532,8 +531,8 @@ def test_a_file_changed_between_listing_and_reading(image_folder, ws, tmp_path, 
     Image.fromarray(make_texture(2)).save(other, format="BMP" if same_size else "JPEG")
     assert (changed.stat().st_size == other.stat().st_size) == same_size
     before = changed.stat().st_mtime_ns
-    make_worker = partial(disturb, action=partial(other.rename, changed), flag=tmp_path / "flag")
-    run(images, ws, make_worker)
+    make_scorer = partial(disturb, action=partial(other.rename, changed), flag=tmp_path / "flag")
+    run(images, ws, make_scorer)
     assert changed.stat().st_mtime_ns != before
     for name in METRICS:
         row = read_disk(ws, name).set_index("path").loc[str(changed)]
@@ -569,9 +568,9 @@ def run_both(images: Path, ws: str, flags: Path, first: Any, second: Any) -> lis
 
     def start(place: int, settings: Any) -> None:
         own, other = (flags / f"{name}" for name in ((place, 1 - place)))
-        make_worker = partial(wait_for_other, own=own, other=other)
+        make_scorer = partial(wait_for_other, own=own, other=other)
         try:
-            results[place] = run(images, ws, make_worker, **settings)
+            results[place] = run(images, ws, make_scorer, **settings)
         except BaseException as error:
             results[place] = error
 
@@ -758,8 +757,8 @@ def run_with_little_memory(images: str, ws: str, threshold: str, num_bytes: str)
     settings = {"RAY_memory_usage_threshold": threshold, "RAY_memory_monitor_refresh_ms": "100"}
     os.environ.update(settings)
     with mock.patch.object(ray, "init", partial(ray.init, object_store_memory=100_000_000)):
-        make_worker = partial(hog, name="005.jpg", num_bytes=int(num_bytes), folder=Path(ws).parent)
-        with mock.patch("iqa_ray.scoring.run_score", partial(run_score, make_worker=make_worker)):
+        make_scorer = partial(hog, name="005.jpg", num_bytes=int(num_bytes), folder=Path(ws).parent)
+        with mock.patch("iqa_ray.scoring.run_score", partial(run_score, make_scorer=make_scorer)):
             command = ["score", images, "--workspace", ws, "--metrics", ",".join(METRICS)]
             return main([*command, "--cpus-per-actor", "0.5", "--shard-size", "3"])
 

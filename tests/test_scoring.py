@@ -22,7 +22,7 @@ from iqa_ray.images import list_images
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import SCORES_SCHEMA, read_scores, scored_metrics, scores_frame
 from iqa_ray.scoring import run_score
-from iqa_ray.shards import score_image, score_shard
+from iqa_ray.shards import ShardReport, score_image, score_shard
 from iqa_ray.store import Workspace
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -343,7 +343,7 @@ def test_progress_lines_come_while_it_runs(image_folder, ws, capfd):
     def slow(*_):
         def work(shard):
             time.sleep(3)
-            return {"num_images": shard.images.num_rows, "num_failed": 0}
+            return ShardReport(shard.images.num_rows, 0)
 
         return work
 
