@@ -1,4 +1,4 @@
-"""Where the images of a data set lie, and reading them: the one place that opens an image file."""
+"""Where the images of a data set lie, and what is in them: bytes, pixels and content hashes."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -53,7 +54,13 @@ def test_each_image_is_read_in_order_or_says_what_is_wrong(source, monkeypatch):
         image_source, "locate_image", lambda path, _: locate(path.replace("store:/", ""))
     )
     monkeypatch.setattr(type(source.root), "is_local", False)
-    monkeypatch.setattr(image_source, "read_bytes", lambda location: location.path.encode())
+    both = threading.Barrier(2, timeout=20)
+
+    def read_beside_another(location):
+        both.wait()
+        return location.path.encode()
+
+    monkeypatch.setattr(image_source, "read_bytes", read_beside_another)
     assert list(source.read_each(paths)) == [path.encode() for path in paths]
 
 
