@@ -29,14 +29,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.images import ImageSource, open_source
+from benchmarks.images import LinkedImages, open_source
 from benchmarks.machine import find_version
 from benchmarks.report import make_parser, print_result, summarise
 from benchmarks.runs import METRICS, time_run
 from iqa_ray import cluster
 from iqa_ray.metrics.spec import CPU_METRICS
+from iqa_ray.planning import SMALLEST_SHARD
 from iqa_ray.progress import log
-from iqa_ray.spreading import SMALLEST_SHARD
 
 NUM_WORKERS = 2
 FEWER = 5
@@ -63,7 +63,7 @@ def time_cleanvision(images: Path, num_images: int, num_jobs: int) -> float:
         return pool.submit(check_blur, str(images), num_images, num_jobs).result()
 
 
-def measure(source: ImageSource, num_images: int, num_rounds: int) -> dict[str, Any]:
+def measure(source: LinkedImages, num_images: int, num_rounds: int) -> dict[str, Any]:
     num_fewer = num_images // FEWER
     many, fewer = source.link(num_images), source.link(num_fewer)
     few = source.link(NUM_WORKERS * SMALLEST_SHARD)

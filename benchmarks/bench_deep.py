@@ -31,13 +31,15 @@ from benchmarks.random_weights import make_random_weights
 from benchmarks.report import make_parser, print_result, summarise
 from iqa_ray.data.dotcodes import make_dataset
 from iqa_ray.deep_shards import DeepPlan, DeepShardScorer
+from iqa_ray.files import locate
+from iqa_ray.image_source import ImageSource
 from iqa_ray.images import list_images
 from iqa_ray.metrics.deep import DeepMetric, Device
 from iqa_ray.metrics.pulling import prepare_weights
 from iqa_ray.metrics.spec import get_spec
 from iqa_ray.metrics.weights import Weights, build_model
 from iqa_ray.parts import make_fingerprints
-from iqa_ray.shards import Shard, Source
+from iqa_ray.shards import ScoringRun, Shard
 
 DEFAULT_METRICS: dict[Device, str] = {"cpu": "musiq", "cuda": "musiq,maniqa,hyperiqa"}
 DEFAULT_NUM_IMAGES: dict[Device, int] = {"cpu": 8, "cuda": 256}
@@ -109,7 +111,8 @@ def measure_waiting(
 ) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as workspace:
         scorer = DeepShardScorer(
-            Source(workspace, 10**8, "", ""), DeepPlan(weights, device, num_threads)
+            ScoringRun(workspace, ImageSource(locate(images))),
+            DeepPlan(weights, device, num_threads),
         )
         table = list_images(str(images)).table
         shard = Shard(
@@ -119,12 +122,12 @@ def measure_waiting(
         start = perf_counter()
         done = scorer(shard)
         seconds = perf_counter() - start
-    total_s = done["compute_s"] + done["wait_s"]
+    total_s = done.compute_s + done.wait_s
     return {
-        "num_images": done["num_images"],
-        "num_failed": done["num_failed"],
-        "images_per_s": round(done["num_images"] / seconds, 1),
-        "waiting_share": round(done["wait_s"] / total_s, 4),
+        "num_images": done.num_images,
+        "num_failed": done.num_failed,
+        "images_per_s": round(done.num_images / seconds, 1),
+        "waiting_share": round(done.wait_s / total_s, 4),
         "num_threads": num_threads,
     }
 

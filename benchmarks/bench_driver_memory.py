@@ -13,7 +13,6 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,19 +25,19 @@ from benchmarks.driver import read_peak_mb
 from benchmarks.machine import describe_machine
 from iqa_ray import metrics
 from iqa_ray.score_job import ScoreJob
-from iqa_ray.scores import SCORES_SCHEMA, scores_folder
+from iqa_ray.scores import SCORES_SCHEMA, make_row_settings, scores_folder
 from iqa_ray.scoring import run_score
-from iqa_ray.shards import Shard, Source
+from iqa_ray.shards import Scorer, ScoringRun, Shard, ShardReport
 from iqa_ray.store import Workspace
 
 METRICS = ("lapv", "lapm", "wavs")
 
 
-def make_faker(source: Source) -> Callable[[Shard], dict[str, int]]:
+def make_faker(run: ScoringRun) -> Scorer:
     """Writes the parts that a scorer would write, without looking at any image."""
-    place = Workspace(source.workspace)
+    place = Workspace(run.workspace)
 
-    def fake(shard: Shard) -> dict[str, int]:
+    def fake(shard: Shard) -> ShardReport:
         size = shard.images.num_rows
         columns = [
             shard.images.column("image_id"),
@@ -51,8 +50,8 @@ def make_faker(source: Source) -> Callable[[Shard], dict[str, int]]:
         table = pa.table(columns, schema=SCORES_SCHEMA)
         for name in shard.metrics:
             parts = place.parts(scores_folder(name, metrics.create(name).version))
-            parts.write(table, shard.fingerprints, source.settings)
-        return {"num_images": size, "num_failed": 0}
+            parts.write(table, shard.fingerprints, make_row_settings(run.images.max_pixels))
+        return ShardReport(size, 0)
 
     return fake
 

@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.driver import run_command
-from benchmarks.images import ImageSource, open_source
+from benchmarks.images import LinkedImages, open_source
 from benchmarks.report import make_parser, print_result, summarise
 from benchmarks.runs import METRICS
 from iqa_ray.progress import log
@@ -35,7 +35,7 @@ def score_twice(images: str, num_images: int) -> tuple[dict[str, Any], dict[str,
     return first, second
 
 
-def measure(source: ImageSource, sizes: list[int], num_rounds: int) -> dict[str, Any]:
+def measure(source: LinkedImages, sizes: list[int], num_rounds: int) -> dict[str, Any]:
     folders = {size: source.link(size) for size in sizes}
     runs: dict[int, list[tuple[dict[str, Any], dict[str, Any]]]] = {size: [] for size in sizes}
     for number in range(1, num_rounds + 1):

@@ -32,7 +32,7 @@ from statistics import median
 from time import monotonic
 from typing import Any
 
-from benchmarks.images import ImageSource, open_source
+from benchmarks.images import LinkedImages, open_source
 from benchmarks.report import make_parser, print_result, summarise
 from benchmarks.runs import METRICS, SHARD_SIZE, cut_shards, make_scorer
 from iqa_ray import cluster
@@ -126,7 +126,7 @@ def count_images(shards: list[Shard]) -> int:
     return sum(shard.images.num_rows for shard in shards)
 
 
-def link_enough(source: ImageSource, seconds: float, num_workers: int) -> list[Shard]:
+def link_enough(source: LinkedImages, seconds: float, num_workers: int) -> list[Shard]:
     """As many whole shards a worker as bare processes do in `seconds`."""
     shards = cut_shards(source.link(CALIBRATION_SHARDS * num_workers * SHARD_SIZE))
     shard_s = in_new_workspace(time_bare, source, shards, num_workers) / CALIBRATION_SHARDS
@@ -135,7 +135,7 @@ def link_enough(source: ImageSource, seconds: float, num_workers: int) -> list[S
 
 
 def in_new_workspace(
-    time_side: Callable[..., Any], source: ImageSource, shards: list[Shard], num_workers: int
+    time_side: Callable[..., Any], source: LinkedImages, shards: list[Shard], num_workers: int
 ) -> Any:
     warm_up = Shard(shards[0].images.slice(0, 32), METRICS, shards[0].fingerprints[:32])
     with tempfile.TemporaryDirectory(dir=source.folder) as workspace:
@@ -143,7 +143,7 @@ def in_new_workspace(
 
 
 def measure(
-    source: ImageSource, seconds: float, num_rounds: int, num_workers: int
+    source: LinkedImages, seconds: float, num_rounds: int, num_workers: int
 ) -> dict[str, Any]:
     shards = link_enough(source, seconds, num_workers)
     num_images = count_images(shards)

@@ -17,21 +17,22 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.images import ImageSource, open_source
+from benchmarks.images import LinkedImages, open_source
 from benchmarks.report import make_parser, print_result
 from benchmarks.runs import METRICS, cut_shards, make_scorer, time_run
 from iqa_ray import cluster, metrics
-from iqa_ray.decoding import DEFAULT_MAX_PIXELS
-from iqa_ray.images import list_images
+from iqa_ray.files import locate
+from iqa_ray.image_source import ImageSource
 from iqa_ray.shards import score_shard
 
 
 def time_loop(images: Path) -> float:
     make_scorer(os.devnull)  # one thread, as in an actor
-    listing = list_images(str(images))
+    source = ImageSource(locate(images))
+    table = source.list().table
     computed = [metrics.Metric(metrics.get_spec(name)) for name in METRICS]
     start = perf_counter()
-    score_shard(listing.table, computed, DEFAULT_MAX_PIXELS)
+    score_shard(table, computed, source)
     return perf_counter() - start
 
 
@@ -50,7 +51,7 @@ def time_ray_data(images: Path, workspace: Path, num_actors: int) -> float:
             self.work = make()
 
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-            return {"done": [self.work(shard)["num_images"] for shard in batch["item"]]}
+            return {"done": [self.work(shard).num_images for shard in batch["item"]]}
 
     done = ray.data.from_items(shards, override_num_blocks=len(shards)).map_batches(
         Scorer,
@@ -63,7 +64,7 @@ def time_ray_data(images: Path, workspace: Path, num_actors: int) -> float:
     return perf_counter() - start
 
 
-def measure(source: ImageSource, num_images: int, num_actors: int) -> dict[str, Any]:
+def measure(source: LinkedImages, num_images: int, num_actors: int) -> dict[str, Any]:
     images, few = source.link(num_images), source.link(min(num_images, 1000))
     end_to_end_s = time_run(images, METRICS, num_actors)
     loop_s = time_loop(images)

@@ -26,6 +26,7 @@ from iqa_ray import cluster
 from iqa_ray.capacity import Resources
 from iqa_ray.decoding import hash_content
 from iqa_ray.files import locate
+from iqa_ray.image_source import ImageSource
 from iqa_ray.training.lanes import plan_lanes, train_runs
 from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run
@@ -79,7 +80,13 @@ def main() -> None:
         hashes = [hash_content(Path(path).read_bytes()) for path in paths]
         weights = {arguments.backbone: None}
         material = Material(
-            paths, hashes, targets, NUM_CLASSES, weights, arguments.image_size, 10**8, ""
+            paths,
+            hashes,
+            targets,
+            NUM_CLASSES,
+            weights,
+            arguments.image_size,
+            ImageSource(locate(source.folder)),
         )
         runs = make_runs(recipe, arguments.num_seeds, len(paths))
         shared, num_lanes = plan_lanes(None, 1.0)

@@ -16,7 +16,7 @@ _NUM_SYNTHETIC = 200
 
 
 @dataclass(frozen=True)
-class ImageSource:
+class LinkedImages:
     """Image files, and a temporary folder on their file system, as hard links need."""
 
     name: str
@@ -38,7 +38,7 @@ class ImageSource:
 
 
 @contextmanager
-def open_source(images: str | None, image_size: int) -> Iterator[ImageSource]:
+def open_source(images: str | None, image_size: int) -> Iterator[LinkedImages]:
     """The images below the folder `images`, or without it synthetic ones of `image_size` px."""
     beside = Path(images).parent if images else None
     with tempfile.TemporaryDirectory(dir=beside) as name:
@@ -46,7 +46,7 @@ def open_source(images: str | None, image_size: int) -> Iterator[ImageSource]:
         if not images:
             make_dataset(folder / "synthetic", _NUM_SYNTHETIC, image_size)
         table = list_images(images or str(folder / "synthetic")).table
-        yield ImageSource(
+        yield LinkedImages(
             name=Path(images).name if images else f"synthetic, {image_size}x{image_size} px",
             paths=table.column("path").to_pylist(),
             folder=folder,

@@ -8,13 +8,14 @@ from time import perf_counter
 
 import numpy as np
 
-from iqa_ray.decoding import DEFAULT_MAX_PIXELS
+from iqa_ray.files import locate
+from iqa_ray.image_source import ImageSource
 from iqa_ray.images import list_images
 from iqa_ray.parts import make_fingerprints
+from iqa_ray.planning import LARGEST_SHARD
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scoring import run_score
-from iqa_ray.shards import Shard, ShardScorer, Source
-from iqa_ray.spreading import LARGEST_SHARD
+from iqa_ray.shards import ScoringRun, Shard, ShardScorer
 
 METRICS = ("lapv", "lapm", "wavs")
 SHARD_SIZE = LARGEST_SHARD
@@ -39,7 +40,7 @@ def time_run(images: Path, metrics: tuple[str, ...], num_actors: int) -> float:
 
 def make_scorer(workspace: str) -> ShardScorer:
     """What an actor of `run_score` makes; here in whichever process calls."""
-    return ShardScorer(Source(workspace, DEFAULT_MAX_PIXELS, options="", settings=""))
+    return ShardScorer(ScoringRun(workspace, ImageSource(locate("."))))
 
 
 def cut_shards(images: Path) -> list[Shard]:

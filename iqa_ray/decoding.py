@@ -1,4 +1,4 @@
-"""Reading and decoding one image file, whatever is in it.
+"""Decoding one image file, whatever is in it.
 
 The rule for pixels: what `torchvision.datasets.folder.default_loader` would give the classifier,
 that is Pillow's `convert("RGB")` (alpha dropped, palettes looked up, CMYK converted), with the EXIF
@@ -16,12 +16,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from iqa_ray.files import Location, one_line, read_bytes
-from iqa_ray.object_stores import UnansweredError
+from iqa_ray.files import one_line
 
 Status = Literal["ok", "unreadable", "too_large", "too_small", "undefined"]
 
@@ -61,30 +59,6 @@ class UnreadError(ImageError):
 def hash_content(data: bytes) -> str:
     """The content hash of a file's bytes: BLAKE2b, 128 bits, hexadecimal."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def read_image_bytes(location: Location) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-        UnreadError: `unreadable`, with the reason (MISSING if it is not there).
-        ImageError: it is empty, or too large for the memory.
-        UnansweredError: an object store failed on every try, which says nothing of the image.
-    """
-    try:
-        data = read_bytes(location)
-    except UnansweredError:
-        raise
-    except FileNotFoundError:
-        raise UnreadError("unreadable", MISSING) from None
-    except MemoryError:
-        raise ImageError("too_large", "not enough memory to read it") from None
-    except (OSError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise UnreadError("unreadable", reason) from None
-    if not data:
-        raise ImageError("unreadable", "the file is empty")
-    return data
 
 
 def decode_image(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
 
-from iqa_ray.decoding import ImageError, decode_image, hash_content
+from iqa_ray.decoding import ImageError, hash_content
 from iqa_ray.files import one_line
+from iqa_ray.image_source import ImageSource
 from iqa_ray.metrics.deep import DeepMetric, Device, Image, Precision
 from iqa_ray.metrics.spec import MetricError, get_spec
 from iqa_ray.metrics.weights import Weights
 from iqa_ray.reading import run_ahead
-from iqa_ray.shards import Score, Shard, Source, make_table, read_file, write_parts
+from iqa_ray.shards import Score, ScoringRun, Shard, ShardReport, make_table, write_parts
 
 # decoded images that wait for others of their size may take this much memory, 3 bytes a pixel
 _MAX_WAITING_PIXELS = 100_000_000
@@ -40,12 +40,12 @@ class DeepPlan:
 class DeepShardScorer:
     """Scores shards with one deep metric and writes their parts; one actor, one model."""
 
-    def __init__(self, source: Source, plan: DeepPlan) -> None:
+    def __init__(self, run: ScoringRun, plan: DeepPlan) -> None:
         import torch
 
         cv2.setNumThreads(1)
         torch.set_num_threads(plan.num_threads)
-        self._source, self._plan = source, plan
+        self._run, self._plan = run, plan
         self._metric = DeepMetric(
             get_spec(plan.weights.metric),
             plan.weights,
@@ -56,35 +56,35 @@ class DeepShardScorer:
         # a reduced precision is compared with the full one on the first images
         self._sample_left = 0 if plan.precision == "fp32" else _SAMPLE_SIZE
 
-    def __call__(self, shard: Shard) -> dict[str, Any]:
-        """Returns what `write_parts` does, the seconds that the model computed and waited for
-        images, in all and for each image, and how far a reduced precision moved scores (if asked).
-        """
-        run = _ShardRun(shard.images, self._metric, self._sample_left)
+    def __call__(self, shard: Shard) -> ShardReport:
+        shard_run = _ShardRun(shard.images, self._metric, self._sample_left)
         decoded = run_ahead(
-            partial(_decode, self._metric, self._source),
+            partial(_decode, self._metric, self._run.images),
             shard.images.column("path").to_pylist(),
             self._plan.num_threads,
             _AHEAD_PER_THREAD * self._plan.num_threads,
         )
-        run.score(decoded)
-        self._sample_left -= len(run.shifts)
-        tables = {self._metric.name: make_table(shard.images, run.hashes, run.scores)}
-        done = write_parts(self._source, shard, [self._metric], tables)
-        done |= {"compute_s": run.compute_s, "wait_s": run.wait_s, "image_s": run.seconds}
-        return {**done, "shifts": run.shifts}
+        shard_run.score(decoded)
+        self._sample_left -= len(shard_run.shifts)
+        tables = {self._metric.name: make_table(shard.images, shard_run.hashes, shard_run.scores)}
+        return replace(
+            write_parts(self._run, shard, [self._metric], tables),
+            image_s=shard_run.seconds,
+            compute_s=shard_run.compute_s,
+            wait_s=shard_run.wait_s,
+            shifts=shard_run.shifts,
+        )
 
 
 def _decode(
-    metric: DeepMetric, source: Source, path: str
+    metric: DeepMetric, source: ImageSource, path: str
 ) -> tuple[str | None, Image | ImageError | MetricError]:
     """Content hash and prepared image of a file, or what is wrong with it."""
-    data = read_file(path, source.options)
-    if isinstance(data, ImageError):
-        return None, data
-    content_hash = hash_content(data)
+    content_hash = None
     try:
-        return content_hash, metric.prepare(decode_image(data, source.max_pixels))
+        data = source.read(path)
+        content_hash = hash_content(data)
+        return content_hash, metric.prepare(source.decode(data))
     except (ImageError, MetricError) as error:
         return content_hash, error
 

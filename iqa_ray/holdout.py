@@ -7,10 +7,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute as pc
 
-from iqa_ray.decoding import hash_content
 from iqa_ray.errors import UsageError
-from iqa_ray.files import read_bytes
-from iqa_ray.images import locate_image
+from iqa_ray.image_source import ImageSource
 
 
 def find_split(images: pa.Table, split: str, seed: int) -> NDArray[np.bool_]:
@@ -48,9 +46,9 @@ def draw_share(labels: list[str | None], share: float, seed: int) -> NDArray[np.
 
 
 def find_same_images(
-    images: pa.Table, options: str, others: pa.Table, other_options: str
+    images: pa.Table, source: ImageSource, others: pa.Table, other_source: ImageSource
 ) -> NDArray[np.bool_]:
-    """Which of `images` are also in `others`, by path or by content.
+    """Which of `images` are also in `others`, by path or by content, each with its source.
 
     Only files of equal size are read and hashed.
     """
@@ -63,14 +61,7 @@ def find_same_images(
         return same
     wanted = images.column("size_bytes").take(candidates).combine_chunks()
     twins = others.filter(pc.is_in(others.column("size_bytes"), value_set=wanted))
-    hashes = {_hash_file(path, other_options) for path in twins.column("path").to_pylist()}
+    hashes = {other_source.hash(path) for path in twins.column("path").to_pylist()} - {None}
     for row in candidates:
-        same[row] = _hash_file(images.column("path")[int(row)].as_py(), options) in hashes - {None}
+        same[row] = source.hash(images.column("path")[int(row)].as_py()) in hashes
     return same
-
-
-def _hash_file(path: str, options: str) -> str | None:
-    try:
-        return hash_content(read_bytes(locate_image(path, options)))
-    except OSError:
-        return None

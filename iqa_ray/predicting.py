@@ -15,11 +15,12 @@ from pydantic import Field, model_validator
 
 from iqa_ray import cluster
 from iqa_ray.config import WorkspaceJob
-from iqa_ray.decoding import DEFAULT_MAX_PIXELS, hash_content
+from iqa_ray.decoding import hash_content
 from iqa_ray.errors import UsageError
 from iqa_ray.files import locate, read_bytes, write_bytes
 from iqa_ray.holdout import find_same_images, find_split
-from iqa_ray.images import LabelMode, list_images
+from iqa_ray.image_source import ImageSource
+from iqa_ray.images import LabelMode
 from iqa_ray.parts import make_fingerprints
 from iqa_ray.predictions import (
     PREDICTIONS_FILE,
@@ -120,17 +121,15 @@ def run_predict(job: PredictJob) -> dict[str, Any]:
 def _train_and_predict(
     workspace: Workspace, images: pa.Table, job: PredictJob
 ) -> tuple[pa.Table, Origins, dict[str, Any]]:
-    record = workspace.read_record("images.parquet") or {}
-    options = locate(record.get("images", "")).options
-    max_pixels = int(record.get("max_pixels", DEFAULT_MAX_PIXELS))
-    training, train_options = _choose_training_images(images, job, options)
-    chosen, num_held_out = _hold_out(images, options, training, train_options, job)
+    source = ImageSource.from_record(workspace.read_record("images.parquet") or {})
+    training, train_source = _choose_training_images(images, job, source)
+    chosen, num_held_out = _hold_out(images, source, training, train_source, job)
     classes = _check_classes(training, chosen)
     recipe = _make_recipe(job)
     settings = _describe_recipe(recipe)  # finds and checks weights, before actors start
     with cluster.connect(job.address):
-        model = _find_model(workspace, training, train_options, max_pixels, settings, recipe)
-        predict_missing(workspace, chosen, model.key, options, max_pixels, job.num_actors)
+        model = _find_model(workspace, training, train_source, settings, recipe)
+        predict_missing(workspace, chosen, model.key, source, job.num_actors)
     if lost := classes - model.classes:
         names = ", ".join(sorted(lost))
         log(f"labels without a training image that can be read are not judged: {names}")
@@ -206,8 +205,7 @@ def _make_key(training: pa.Table, settings: dict[str, Any]) -> str:
 def _find_model(
     workspace: Workspace,
     training: pa.Table,
-    options: str,
-    max_pixels: int,
+    source: ImageSource,
     settings: dict[str, Any],
     recipe: Recipe,
 ) -> _Model:
@@ -227,7 +225,7 @@ def _find_model(
     paths, labels = (training.column(name).to_pylist() for name in ("path", "label"))
     data = seeds.train_on_ray(
         recipe,
-        loop.TrainingSet(paths, labels, options, max_pixels),
+        loop.TrainingSet(source, paths, labels),
         workspace.location / "train",
         key,
         _TrainingReport(recipe.epochs),
@@ -269,12 +267,12 @@ class _TrainingReport:
 
 
 def _choose_training_images(
-    images: pa.Table, job: PredictJob, options: str
-) -> tuple[pa.Table, str]:
-    """The labelled images to train on, and the options of their URI."""
+    images: pa.Table, job: PredictJob, source: ImageSource
+) -> tuple[pa.Table, ImageSource]:
+    """The labelled images to train on, and where they lie."""
     if job.train_images is not None:
-        listing = list_images(job.train_images, job.labels)
-        training, options, where = listing.table, listing.root.options, job.train_images
+        source = ImageSource(locate(job.train_images), source.max_pixels)
+        training, where = source.list(job.labels).table, job.train_images
     else:
         assert job.split is not None
         in_split = find_split(images, job.split, job.seed)
@@ -284,14 +282,18 @@ def _choose_training_images(
         training = training.filter(pc.is_valid(training.column(name)))
     if pc.count_distinct(training.column("label")).as_py() < 2:
         raise UsageError(f"{where}: training needs labelled images of at least two classes")
-    return training, options
+    return training, source
 
 
 def _hold_out(
-    images: pa.Table, options: str, training: pa.Table, train_options: str, job: PredictJob
+    images: pa.Table,
+    source: ImageSource,
+    training: pa.Table,
+    train_source: ImageSource,
+    job: PredictJob,
 ) -> tuple[pa.Table, int]:
     """The images to predict: none that the classifier was trained on, by path or by content."""
-    same = find_same_images(images, options, training, train_options)
+    same = find_same_images(images, source, training, train_source)
     if job.train_images is not None and same.any():
         first = images.column("path")[int(np.flatnonzero(same)[0])].as_py()
         raise UsageError(

@@ -11,6 +11,7 @@ from iqa_ray import cluster
 from iqa_ray.capacity import Resources
 from iqa_ray.errors import IncompleteError
 from iqa_ray.files import locate, read_bytes
+from iqa_ray.image_source import ImageSource
 from iqa_ray.part_files import Fingerprints
 from iqa_ray.parts import find_missing, make_fingerprints, mark_missing
 from iqa_ray.pools import Pool, run_shards
@@ -33,7 +34,7 @@ def parts_folder(key: str) -> str:
 class ShardPredictor:
     """Applies a trained classifier to shards (images, fingerprints) and writes their parts."""
 
-    def __init__(self, workspace: str, key: str, options: str, max_pixels: int) -> None:
+    def __init__(self, workspace: str, key: str, source: ImageSource) -> None:
         import torch
 
         from iqa_ray.training import backbones, loop
@@ -45,7 +46,7 @@ class ShardPredictor:
         self._model = backbones.create(loaded["backbone"], len(self._classes))
         self._model.load_state_dict(loaded["state"])
         self._model.to(loop.pick_device()).eval()
-        self._options, self._max_pixels, self._key = options, max_pixels, key
+        self._source, self._key = source, key
 
     def __call__(self, shard: tuple[pa.Table, Fingerprints]) -> int:
         """Returns the number of images."""
@@ -54,9 +55,7 @@ class ShardPredictor:
         images, fingerprints = shard
         paths = images.column("path").to_pylist()
         unread: list[int] = []
-        loaded, hashes = pixels.load_pixels(
-            paths, self._image_size, self._max_pixels, self._options, 2, unread.append
-        )
+        loaded, hashes = pixels.load_pixels(self._source, paths, self._image_size, 2, unread.append)
         unreadable = np.array([content is None for content in hashes])
         chances = loop.predict_probabilities(self._model, loaded)
         names = np.array(self._classes, dtype=object)[chances.argmax(1)]
@@ -77,8 +76,7 @@ def predict_missing(
     workspace: Workspace,
     images: pa.Table,
     key: str,
-    options: str,
-    max_pixels: int,
+    source: ImageSource,
     num_actors: int | None,
 ) -> None:
     """Have the images that lack a prediction by the model `key` predicted by Ray actors.
@@ -97,7 +95,7 @@ def predict_missing(
     shards = [(columns.take(piece), fingerprints[piece]) for piece in pieces]
     resources = cluster.prefer_gpu(Resources(num_cpus=1.0))
     num_actors = cluster.count_actors(num_actors, resources, len(shards))
-    make = partial(ShardPredictor, str(workspace), key, options, max_pixels)
+    make = partial(ShardPredictor, str(workspace), key, source)
     with Progress(len(rows), "predict") as progress:
         pool = Pool(make, shards, num_actors, resources)
         failures = run_shards([pool], lambda _, __, done: progress.update(done))

@@ -12,7 +12,7 @@ from iqa_ray.config import WorkspaceJob, positional
 from iqa_ray.decoding import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS
 from iqa_ray.images import LabelMode
 from iqa_ray.metrics.deep import Precision
-from iqa_ray.metrics.spec import CPU_METRICS, get_spec
+from iqa_ray.metrics.spec import DEFAULT_METRICS, get_spec
 from iqa_ray.weight_files import resolve_folder
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class ScoringJob(WorkspaceJob):
     """How images are scored."""
 
     metrics: tuple[str, ...] = Field(
-        default=CPU_METRICS,
+        default=DEFAULT_METRICS,
         description="metrics to score with, separated by commas: the five of the default, musiq, "
         "maniqa, hyperiqa, or any other no-reference metric of pyiqa",
     )
@@ -132,7 +132,8 @@ class ScoringJob(WorkspaceJob):
 
     @model_validator(mode="after")
     def _check_max_side(self) -> Self:
-        if self.max_side is not None and not any(map(takes_max_side, self.metrics)):
+        takes_max_side = any(get_spec(name).supports_max_side for name in self.metrics)
+        if self.max_side is not None and not takes_max_side:
             raise ValueError("--max-side is for musiq, which is not among the metrics")
         return self
 
@@ -167,7 +168,3 @@ class ScoreJob(ScoringJob):
         description="where labels come from if no manifest gives them: the name of an image's "
         "parent folder, of the top folder, or none",
     )
-
-
-def takes_max_side(name: str) -> bool:
-    return name.partition("-")[0] == "musiq"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute as pc
 
-from iqa_ray.decoding import DEFAULT_MAX_PIXELS
 from iqa_ray.errors import UsageError
 from iqa_ray.files import list_files
+from iqa_ray.image_source import ImageSource
 from iqa_ray.images import IMAGES_SCHEMA
 from iqa_ray.lock import hold_lock_briefly
 from iqa_ray.metrics.spec import SPECS, MetricSpec, get_spec
@@ -43,6 +42,7 @@ UNSCORED = "unscored"
 
 # the entries of pyiqa's metrics, as they were when the workspace was last scored with them
 SPECS_FILE = "metrics.json"
+_RECORDED = ("name", "higher_is_better", "range", "version", "min_side", "summary", "source")
 
 
 def scores_folder(metric: str, version: str) -> str:
@@ -61,28 +61,33 @@ def record_specs(workspace: Workspace, specs: Sequence[MetricSpec]) -> None:
     Raises:
         IncompleteError: they are new, and another run holds the workspace.
     """
-    added = {spec.name: spec for spec in specs}
-    if (recorded := read_specs(workspace)) | added == recorded:
+    added = {spec.name: _to_entry(spec) for spec in specs}
+    if (recorded := _read_entries(workspace)) | added == recorded:
         return
     with hold_lock_briefly(workspace.location):  # another run may add others meanwhile
-        entries = {}
-        for spec in (read_specs(workspace) | added).values():
-            entry = asdict(spec)
-            entry["range"] = [bound if isfinite(bound) else None for bound in spec.range]
-            entries[spec.name] = entry
-        workspace.write_json(SPECS_FILE, entries)
+        workspace.write_json(SPECS_FILE, _read_entries(workspace) | added)
 
 
 def read_specs(workspace: Workspace) -> dict[str, MetricSpec]:
     """The entries of pyiqa's metrics that the workspace was scored with."""
-    if not workspace.has(SPECS_FILE):
-        return {}
     specs = {}
-    for name, entry in workspace.read_json(SPECS_FILE, "score IMAGES").items():
+    for name, entry in _read_entries(workspace).items():
         low, high = entry["range"]
         bounds = (-inf if low is None else low, inf if high is None else high)
-        specs[name] = MetricSpec(**{**entry, "range": bounds})
+        recorded = {field: entry[field] for field in _RECORDED}
+        specs[name] = MetricSpec(**{**recorded, "range": bounds})
     return specs
+
+
+def _to_entry(spec: MetricSpec) -> dict[str, Any]:
+    entry = {field: getattr(spec, field) for field in (*_RECORDED, "backend")}
+    return {**entry, "range": [bound if isfinite(bound) else None for bound in spec.range]}
+
+
+def _read_entries(workspace: Workspace) -> dict[str, Any]:
+    if not workspace.has(SPECS_FILE):
+        return {}
+    return workspace.read_json(SPECS_FILE, "score IMAGES")
 
 
 def find_spec(workspace: Workspace, name: str) -> MetricSpec:
@@ -142,8 +147,7 @@ class ListedScores:
         listed = workspace.read_table("images.parquet", "score IMAGES", IMAGES_SCHEMA)
         self.record = record_of(listed.schema)
         self.images = listed if images is None else images
-        max_pixels = int(self.record.get("max_pixels", DEFAULT_MAX_PIXELS))
-        self.row_settings = make_row_settings(max_pixels)
+        self.row_settings = make_row_settings(ImageSource.from_record(self.record).max_pixels)
         self.fingerprints = make_fingerprints(self.images, self.row_settings)
 
     def read(self, name: str) -> pa.Table:
@@ -276,11 +280,13 @@ def read_scores(workspace: Workspace, name: str) -> pa.Table:
     return ListedScores(workspace).read(name)
 
 
-def count_failures(listed: ListedScores, names: Sequence[str]) -> dict[str, Any]:
+def count_failures(
+    listed: ListedScores, names: Sequence[str]
+) -> tuple[int, dict[str, dict[str, Any]]]:
     """Images without a score for some metric: their number, and examples by metric and status."""
     images = listed.images
     failed = np.zeros(images.num_rows, bool)
-    report: dict[str, Any] = {}
+    report: dict[str, dict[str, Any]] = {}
     for name in names:
         rows = listed.read_statuses(name)
         statuses = pc.fill_null(rows.column("status"), UNSCORED)
@@ -296,7 +302,7 @@ def count_failures(listed: ListedScores, names: Sequence[str]) -> dict[str, Any]
                 },
             )
             entry["num_images"] += 1
-    return {"images": int(failed.sum()), **report}
+    return int(failed.sum()), report
 
 
 def scores_frame(workspace: Workspace, names: Sequence[str]) -> pd.DataFrame:

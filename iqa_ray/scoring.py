@@ -7,53 +7,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-from numpy.typing import NDArray
 
 from iqa_ray import cluster
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.files import locate
-from iqa_ray.images import Listing, list_images
-from iqa_ray.metrics.deep import Precision, make_version
-from iqa_ray.metrics.pulling import prepare_weights
-from iqa_ray.metrics.spec import CPU_METRICS, MetricSpec, get_spec
-from iqa_ray.part_files import Fingerprints
-from iqa_ray.parts import find_missing
+from iqa_ray.image_source import ImageSource
+from iqa_ray.images import Listing
+from iqa_ray.metrics.spec import DEFAULT_METRICS
+from iqa_ray.planning import DeepSettings, Group, find_missing_scores, make_groups
 from iqa_ray.progress import log
-from iqa_ray.score_job import ScoreJob, takes_max_side
+from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import (
     ListedScores,
     count_failures,
-    find_spec,
-    make_row_settings,
     open_parts,
     record_specs,
-    scored_metrics,
     scores_frame,
 )
-from iqa_ray.shards import ShardScorer, Source
-from iqa_ray.spreading import (
-    Group,
-    GroupWork,
-    MakeWorker,
-    spread_groups,
-    summarise_models,
-)
+from iqa_ray.shards import MakeScorer, ScoringRun, ShardScorer
+from iqa_ray.spreading import GroupWork, spread_groups, summarise_models
 from iqa_ray.store import Workspace
-
-# precision and max_side of deep metrics, by name
-DeepSettings = Mapping[str, tuple[Precision, int | None]]
 
 
 def run_score(
     job: ScoreJob,
-    make_worker: MakeWorker = ShardScorer,
+    make_scorer: MakeScorer = ShardScorer,
     recorded: DeepSettings | None = None,
 ) -> dict[str, Any]:
     """List the images, score those that have no score yet, and return the run's summary.
@@ -63,7 +46,7 @@ def run_score(
 
     Args:
         job: the settings.
-        make_worker: what an actor of the CPU metrics makes with a `Source`.
+        make_scorer: what an actor of the CPU metrics makes with a `ScoringRun`.
         recorded: of a night, which scores each deep metric as before whatever the job says, and
             leaves no record of a `score`.
 
@@ -75,34 +58,32 @@ def run_score(
     """
     start_s = time.monotonic()
     workspace = Workspace(job.workspace)
-    listing = list_images(job.images, job.labels, exclude=[workspace.location])
-    groups = _make_groups(job, recorded or {})
+    source = ImageSource(locate(job.images), job.max_pixels)
+    listing = source.list(job.labels, exclude=[workspace.location])
+    groups = make_groups(job, recorded or {})
     workspace.prepare()
     _record_images(workspace, job, listing, groups)
     if recorded is None:
         workspace.record_config("score", job)
     listed = ListedScores(workspace, listing.table)
-    missing = _find_missing(workspace, groups, listed)
-    is_missing = np.any([mask > 0 for mask in missing.values()], axis=0)
-    num_images, num_to_score = listing.table.num_rows, int(is_missing.sum())
+    missing = find_missing_scores(workspace, groups, listed)
+    num_images = listing.table.num_rows
+    num_to_score = int(np.column_stack(list(missing.values())).any(axis=1).sum()) if missing else 0
     works: list[GroupWork] = []
-    if num_to_score:
+    if missing:
         log(f"scoring {num_to_score:,} of {num_images:,} images with {', '.join(job.metrics)}")
-        settings = make_row_settings(job.max_pixels)
-        source = Source(str(workspace), job.max_pixels, listing.root.options, settings)
+        run = ScoringRun(str(workspace), source)
         with cluster.connect(job.address):
-            works = spread_groups(
-                job, source, listing.table, listed.fingerprints, missing, make_worker
-            )
+            works = spread_groups(job, run, listed, missing, make_scorer)
         _drop_repeated(workspace, groups)
         _check_contents(listed)
     seconds = time.monotonic() - start_s
-    failures = count_failures(listed, job.metrics)
+    num_failed, failures = count_failures(listed, job.metrics)
     return {
         "num_images": num_images,
         "num_scored": num_to_score,
         "num_reused": num_images - num_to_score,
-        "num_failed": failures.pop("images"),
+        "num_failed": num_failed,
         "failures": failures,
         "metrics": list(job.metrics),
         "models": summarise_models(works),
@@ -129,23 +110,6 @@ def _record_images(
         record_specs(workspace, deep)
 
 
-def _make_groups(job: ScoreJob, recorded: DeepSettings) -> list[Group]:
-    """The CPU metrics together and each deep metric, its weights made sure of."""
-    specs = [get_spec(name) for name in job.metrics]
-    groups = []
-    if cpu := tuple(spec for spec in specs if spec.backend == "cpu"):
-        groups.append(Group(cpu))
-    if deep := [spec for spec in specs if spec.backend == "pyiqa"]:
-        prepared = prepare_weights([spec.name for spec in deep], job.weights)
-        for spec in deep:
-            asked = job.precision, job.max_side if takes_max_side(spec.name) else None
-            precision, max_side = recorded.get(spec.name, asked)
-            weights = prepared[spec.name]
-            version = make_version(weights, precision, max_side)
-            groups.append(Group((replace(spec, version=version),), weights, precision, max_side))
-    return groups
-
-
 def _check_same_data(workspace: Workspace, record: dict[str, Any]) -> None:
     """Refuse a run whose settings contradict those that made the workspace.
 
@@ -159,43 +123,6 @@ def _check_same_data(workspace: Workspace, record: dict[str, Any]) -> None:
                 f"workspace {workspace} was made with {name} {before[name]}, now {value} is asked: "
                 "use the same, or another --workspace"
             )
-
-
-def _find_missing(
-    workspace: Workspace, groups: Sequence[Group], listed: ListedScores
-) -> dict[Group, NDArray[np.int64]]:
-    """For each group a bit mask an image: bit m is set where its metric m has no valid row.
-
-    Rows of images that changed are removed, and so are all rows of an image whose metrics saw
-    different contents: some of them are of a file that was replaced without another size or time.
-    """
-    ids = listed.images.column("image_id").combine_chunks()
-    is_mixed = listed.find_mixed()
-    if is_mixed.any():
-        log(f"{is_mixed.sum():,} images have scores of different contents; scoring again")
-        for name in scored_metrics(workspace):
-            parts = open_parts(workspace, find_spec(workspace, name))
-            parts.drop_stale(ids.filter(pa.array(is_mixed)), listed.fingerprints[~is_mixed])
-    return {
-        group: _find_missing_metrics(workspace, group.specs, ids, listed.fingerprints)
-        for group in groups
-    }
-
-
-def _find_missing_metrics(
-    workspace: Workspace, specs: Sequence[MetricSpec], ids: pa.Array, fingerprints: Fingerprints
-) -> NDArray[np.int64]:
-    missing = np.zeros(len(ids), np.int64)
-    for bit, spec in enumerate(specs):
-        parts = open_parts(workspace, spec)
-        num_dropped = parts.drop_stale(ids, fingerprints)
-        if num_dropped:
-            log(
-                f"{num_dropped:,} {spec.name} scores were of images that changed since; "
-                "scoring again"
-            )
-        missing |= find_missing(parts.done(), fingerprints).astype(np.int64) << bit
-    return missing
 
 
 def _check_contents(listed: ListedScores) -> None:
@@ -226,7 +153,7 @@ def _drop_repeated(workspace: Workspace, groups: Sequence[Group]) -> None:
 
 
 def score(
-    images: str, workspace: str, metrics: Sequence[str] = CPU_METRICS, **settings: Any
+    images: str, workspace: str, metrics: Sequence[str] = DEFAULT_METRICS, **settings: Any
 ) -> pd.DataFrame:
     """Score `images` into `workspace` and return one row an image (see `scores_frame`).
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -14,19 +13,15 @@ import pyarrow as pa
 from pyarrow import compute as pc
 
 from iqa_ray import metrics
-from iqa_ray.decoding import MISSING, ImageError, decode_image, hash_content, read_image_bytes
+from iqa_ray.decoding import MISSING, ImageError, hash_content
 from iqa_ray.files import one_line
-from iqa_ray.images import locate_image
+from iqa_ray.image_source import ImageSource
 from iqa_ray.metrics.planes import Planes
 from iqa_ray.metrics.spec import MetricError
 from iqa_ray.part_files import Fingerprints
 from iqa_ray.parts import mark_missing
-from iqa_ray.reading import run_ahead
-from iqa_ray.scores import SCORES_SCHEMA, scores_folder
+from iqa_ray.scores import SCORES_SCHEMA, make_row_settings, scores_folder
 from iqa_ray.store import Workspace
-
-# an object store answers slowly and many at a time
-_REMOTE_READERS, _REMOTE_AHEAD = 8, 32
 
 Score = tuple[float | None, str, str]  # score, status, error
 
@@ -41,26 +36,49 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Source:
-    """What every scorer needs to know of the run.
-
-    `settings` are those that the rows' fingerprints were made with; `options` those of the data
-    set's URI.
-    """
+class ScoringRun:
+    """What every scorer needs to know of the run: the images, and the workspace of their scores."""
 
     workspace: str
-    max_pixels: int
-    options: str
-    settings: str
+    images: ImageSource
 
 
-def score_image(data: bytes, computed: Sequence[metrics.Metric], max_pixels: int) -> list[Score]:
-    """Score the bytes of one image file with CPU metrics, decoding it once.
+@dataclass(frozen=True)
+class ShardReport:
+    """What a scorer says of a shard that it did.
+
+    Attributes:
+        num_images: of the shard.
+        num_failed: images that some metric did not score.
+        statuses: for each metric, how many images have which status.
+        image_s: seconds that each image took.
+        compute_s: seconds that a model computed.
+        wait_s: seconds that it waited for images.
+        shifts: how far a reduced precision moved the scores of some images.
+    """
+
+    num_images: int
+    num_failed: int
+    statuses: dict[str, dict[str, int]] = field(default_factory=dict)
+    image_s: list[float] = field(default_factory=list)
+    compute_s: float = 0.0
+    wait_s: float = 0.0
+    shifts: list[float] = field(default_factory=list)
+
+
+Scorer = Callable[[Shard], ShardReport]
+MakeScorer = Callable[[ScoringRun], Scorer]
+
+
+def score_image(
+    data: bytes, computed: Sequence[metrics.Metric], source: ImageSource
+) -> list[Score]:
+    """Score the bytes of one image of `source` with CPU metrics, decoding it once.
 
     Returns (score, status, error) a metric; the score is None unless the status is `ok`.
     """
     try:
-        planes = Planes(decode_image(data, max_pixels))
+        planes = Planes(source.decode(data))
     except ImageError as error:
         return [(None, error.status, str(error))] * len(computed)
     except MemoryError:
@@ -86,9 +104,9 @@ def _is_for_memory(error: Exception) -> bool:
 
 
 def score_shard(
-    images: pa.Table, computed: Sequence[metrics.Metric], max_pixels: int, options: str = ""
+    images: pa.Table, computed: Sequence[metrics.Metric], source: ImageSource
 ) -> tuple[dict[str, pa.Table], list[float]]:
-    """Score the rows of `images` (image_id, path); `options` are those of the data set's URI.
+    """Score the rows of `images` (image_id, path), which are images of `source`.
 
     Returns one SCORES_SCHEMA table a metric, with every row, in order; and the seconds that each
     image took: reading, decoding and all metrics.
@@ -97,13 +115,13 @@ def score_shard(
     scores: list[list[Score]] = []
     seconds: list[float] = []
     start_s = perf_counter()
-    for data in _read_files(images, options):
+    for data in source.read_each(images.column("path").to_pylist()):
         if isinstance(data, ImageError):
             hashes.append(None)
             scores.append([(None, data.status, str(data))] * len(computed))
         else:
             hashes.append(hash_content(data))
-            scores.append(score_image(data, computed, max_pixels))
+            scores.append(score_image(data, computed, source))
         end_s = perf_counter()
         seconds.append(end_s - start_s)
         start_s = end_s
@@ -112,22 +130,6 @@ def score_shard(
         for place, metric in enumerate(computed)
     }
     return tables, seconds
-
-
-def _read_files(images: pa.Table, options: str) -> Iterator[bytes | ImageError]:
-    paths = images.column("path").to_pylist()
-    read = partial(read_file, options=options)
-    if all(locate_image(path, options).is_local for path in paths):
-        return map(read, paths)
-    return run_ahead(read, paths, _REMOTE_READERS, _REMOTE_AHEAD)
-
-
-def read_file(path: str, options: str) -> bytes | ImageError:
-    """The bytes of an image file, or what is wrong with it."""
-    try:
-        return read_image_bytes(locate_image(path, options))
-    except ImageError as error:
-        return error
 
 
 def make_table(images: pa.Table, hashes: Sequence[str | None], scores: Sequence[Score]) -> pa.Table:
@@ -145,15 +147,14 @@ def make_table(images: pa.Table, hashes: Sequence[str | None], scores: Sequence[
 
 
 def write_parts(
-    source: Source, shard: Shard, computed: Sequence[Any], tables: dict[str, pa.Table]
-) -> dict[str, Any]:
+    run: ScoringRun, shard: Shard, computed: Sequence[Any], tables: dict[str, pa.Table]
+) -> ShardReport:
     """Write a shard's tables; `computed` are metrics, with name and version.
 
-    Returns the number of images, of those not scored by some metric, and how many have which
-    status, a metric each.
+    Returns the numbers of the report.
     """
     failed = np.zeros(shard.images.num_rows, bool)
-    workspace = Workspace(source.workspace)
+    workspace, settings = Workspace(run.workspace), make_row_settings(run.images.max_pixels)
     statuses = {}
     for metric in computed:
         table = tables[metric.name]
@@ -163,25 +164,23 @@ def write_parts(
         statuses[metric.name] = {entry["values"]: entry["counts"] for entry in counts}
         parts = workspace.parts(scores_folder(metric.name, metric.version))
         absent = pc.equal(table.column("error"), MISSING).to_numpy()
-        fingerprints = mark_missing(shard.fingerprints, table, absent, source.settings)
-        parts.write(table, fingerprints, source.settings)
-    return {"num_images": len(failed), "num_failed": int(failed.sum()), "statuses": statuses}
+        fingerprints = mark_missing(shard.fingerprints, table, absent, settings)
+        parts.write(table, fingerprints, settings)
+    return ShardReport(len(failed), int(failed.sum()), statuses)
 
 
 class ShardScorer:
     """Scores shards with CPU metrics and writes their parts; knows nothing of who spreads them."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, run: ScoringRun) -> None:
         cv2.setNumThreads(1)
         _keep_freed_memory()
-        self._source = source
+        self._run = run
 
-    def __call__(self, shard: Shard) -> dict[str, Any]:
-        """Returns what `write_parts` does, and the seconds that each image took."""
+    def __call__(self, shard: Shard) -> ShardReport:
         computed = [metrics.Metric(metrics.get_spec(name)) for name in shard.metrics]
-        source = self._source
-        tables, seconds = score_shard(shard.images, computed, source.max_pixels, source.options)
-        return {**write_parts(source, shard, computed, tables), "image_s": seconds}
+        tables, seconds = score_shard(shard.images, computed, self._run.images)
+        return replace(write_parts(self._run, shard, computed, tables), image_s=seconds)
 
 
 def _keep_freed_memory() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 from ray.util.metrics import Counter, Histogram
 
-from iqa_ray.shards import Shard
+from iqa_ray.shards import Scorer, Shard, ShardReport
 
 _IMAGE_SECONDS = [step * scale for scale in (0.001, 0.01, 0.1, 1.0, 10.0) for step in (1, 2, 5)]
 
@@ -18,7 +18,7 @@ class MeasuredScorer:
     Ray adds its own prefix: `iqa_ray_images_scored` is read as `ray_iqa_ray_images_scored_total`.
     """
 
-    def __init__(self, make_scorer: Callable[[], Callable[[Shard], Any]], group: str) -> None:
+    def __init__(self, make_scorer: Callable[[], Scorer], group: str) -> None:
         """`group`: the deep metric that the scorer has, or "cpu" for the CPU metrics together."""
         self._score, self._group = make_scorer(), {"group": group}
         self._scored = Counter("iqa_ray_images_scored", "images with a score", ("metric",))
@@ -42,18 +42,18 @@ class MeasuredScorer:
             ("group",),
         )  # fmt: skip
 
-    def __call__(self, shard: Shard) -> dict[str, Any]:
-        """Returns the scorer's summary, less the seconds of each image."""
-        done: dict[str, Any] = self._score(shard)
-        for metric, statuses in done.get("statuses", {}).items():
+    def __call__(self, shard: Shard) -> ShardReport:
+        """Returns the scorer's report, less the seconds of each image."""
+        report = self._score(shard)
+        for metric, statuses in report.statuses.items():
             for status, number in statuses.items():
                 if status == "ok":
                     self._scored.inc(number, {"metric": metric})
                 else:
                     self._errors.inc(number, {"metric": metric, "status": status})
-        for seconds in done.pop("image_s", []):
+        for seconds in report.image_s:
             self._seconds.observe(seconds, self._group)
-        for counter, name in ((self._wait, "wait_s"), (self._compute, "compute_s")):
-            if done.get(name):
-                counter.inc(done[name], self._group)
-        return done
+        for counter, total_s in ((self._wait, report.wait_s), (self._compute, report.compute_s)):
+            if total_s:
+                counter.inc(total_s, self._group)
+        return replace(report, image_s=[])

@@ -11,13 +11,13 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 
-from iqa_ray import cluster, metrics, predictor, scoring, spreading
+from iqa_ray import cluster, metrics, planning, predictor, spreading
 from iqa_ray.decoding import ImageError, hash_content
 from iqa_ray.deep_shards import DeepPlan
 from iqa_ray.metrics.deep import make_version
 from iqa_ray.metrics.weights import Weights
 from iqa_ray.pools import Pool
-from iqa_ray.shards import Score, Shard, Source, make_table, read_file, write_parts
+from iqa_ray.shards import Score, ScoringRun, Shard, ShardReport, make_table, write_parts
 from iqa_ray.weight_files import WeightFile
 
 BeforeShard = Callable[[Any], None]
@@ -36,16 +36,15 @@ def score_deeply(content_hash: str, precision: str, max_side: int | None) -> flo
 class DeepStandIn:
     """Scores shards as the actor of a deep metric does, without a network."""
 
-    def __init__(self, source: Source, plan: DeepPlan) -> None:
-        self._source, self._plan = source, plan
+    def __init__(self, run: ScoringRun, plan: DeepPlan) -> None:
+        self._run, self._plan = run, plan
         self.name = plan.weights.metric
         self.version = make_version(plan.weights, plan.precision, plan.max_side)
 
-    def __call__(self, shard: Shard) -> dict[str, Any]:
+    def __call__(self, shard: Shard) -> ShardReport:
         hashes: list[str | None] = []
         scores: list[Score] = []
-        for path in shard.images.column("path").to_pylist():
-            data = read_file(path, self._source.options)
+        for data in self._run.images.read_each(shard.images.column("path").to_pylist()):
             if isinstance(data, ImageError):
                 hashes.append(None)
                 scores.append((None, data.status, str(data)))
@@ -54,7 +53,7 @@ class DeepStandIn:
                 value = score_deeply(hashes[-1], self._plan.precision, self._plan.max_side)
                 scores.append((value, "ok", ""))
         tables = {self.name: make_table(shard.images, hashes, scores)}
-        return write_parts(self._source, shard, [self], tables)
+        return write_parts(self._run, shard, [self], tables)
 
 
 def describe_weights(names: list[str], _folder: str | None) -> dict[str, Weights]:
@@ -87,7 +86,7 @@ def run_inline(before_shard: BeforeShard = lambda shard: None) -> Iterator[None]
             (spreading, "run_shards", run_shards),
             (spreading, "MeasuredScorer", lambda make, _: make()),
             (spreading, "DeepShardScorer", DeepStandIn),
-            (scoring, "prepare_weights", describe_weights),
+            (planning, "prepare_weights", describe_weights),
             (predictor, "run_shards", run_shards),
         ):
             stack.enter_context(mock.patch.object(target, name, stand_in))

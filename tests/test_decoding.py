@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import errno
 import io
-import os
 import struct
 import warnings
 import zlib
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from conftest import make_texture
 from PIL import Image, ImageOps
@@ -17,13 +14,9 @@ from iqa_ray import decoding
 from iqa_ray.decoding import (
     LARGEST_MAX_PIXELS,
     ImageError,
-    UnreadError,
     decode_image,
     hash_content,
-    read_image_bytes,
 )
-from iqa_ray.files import locate
-from iqa_ray.object_stores import UnansweredError
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:
@@ -253,46 +246,6 @@ def test_the_largest_limit_is_pillow_s_own():
     with pytest.raises(ImageError, match="decompression bomb") as caught:
         decode_image(png_header(LARGEST_MAX_PIXELS // 2 + 1, 2), 2 * LARGEST_MAX_PIXELS)
     assert caught.value.status == "too_large"
-
-
-def test_reading_says_why_it_fails(tmp_path):
-    (tmp_path / "there.jpg").write_bytes(b"bytes")
-    assert read_image_bytes(locate(tmp_path / "there.jpg")) == b"bytes"
-    (tmp_path / "empty.jpg").touch()
-    with pytest.raises(ImageError, match="^the file is empty$") as empty:
-        read_image_bytes(locate(tmp_path / "empty.jpg"))
-    assert not isinstance(empty.value, UnreadError)  # what is in it is known
-    with pytest.raises(UnreadError, match=f"^{os.strerror(errno.ENOENT)}$"):
-        read_image_bytes(locate(tmp_path / "gone.jpg"))
-    with pytest.raises(UnreadError, match="^Is a directory$"):
-        read_image_bytes(locate(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "message"),
-    [
-        (OSError("the store says\nno"), "unreadable", "the store says no"),
-        (pa.ArrowInvalid("no such region"), "unreadable", "no such region"),
-        (MemoryError(), "too_large", "not enough memory to read it"),
-    ],
-)
-def test_errors_of_reading_are_rows(monkeypatch, error, status, message):
-    def fail(_):
-        raise error
-
-    monkeypatch.setattr(decoding, "read_bytes", fail)
-    with pytest.raises(ImageError) as caught:
-        read_image_bytes(locate("/x.jpg"))
-    assert (caught.value.status, str(caught.value)) == (status, message)
-
-
-def test_a_store_that_is_down_says_nothing_of_an_image(monkeypatch):
-    def fail(_):
-        raise UnansweredError("no answer")
-
-    monkeypatch.setattr(decoding, "read_bytes", fail)
-    with pytest.raises(UnansweredError):
-        read_image_bytes(locate("/x.jpg"))
 
 
 def test_memory_that_decoding_lacks_makes_an_image_too_large(monkeypatch):

@@ -12,10 +12,12 @@ from conftest import make_texture
 from PIL import Image
 
 import iqa_ray
-from iqa_ray import cluster, metrics, scoring
+from iqa_ray import cluster, metrics, planning
 from iqa_ray.config import make_job
 from iqa_ray.deep_shards import DeepPlan, DeepShardScorer
 from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.files import locate
+from iqa_ray.image_source import ImageSource
 from iqa_ray.images import list_images
 from iqa_ray.metrics import deep
 from iqa_ray.metrics.pulling import prepare_weights
@@ -25,7 +27,7 @@ from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import find_spec, scored_metrics, scores_frame
 from iqa_ray.scoring import describe_scores, run_score
 from iqa_ray.selection.jobs import CutoffsJob, run_cutoffs
-from iqa_ray.shards import Shard, Source
+from iqa_ray.shards import ScoringRun, Shard
 from iqa_ray.store import Workspace
 
 pytest.importorskip("pyiqa")
@@ -105,13 +107,14 @@ def test_batches_hold_images_of_one_size(mixed, tmp_path, weights_folder, monkey
     monkeypatch.setattr(deep.DeepMetric, "_forward", note_forward)
     weights = prepare_weights(["cnniqa"], str(weights_folder))["cnniqa"]
     scorer = DeepShardScorer(
-        Source(str(tmp_path / "ws"), 10**6, "", ""), DeepPlan(weights, "cpu", num_threads=2)
+        ScoringRun(str(tmp_path / "ws"), ImageSource(locate(mixed))),
+        DeepPlan(weights, "cpu", num_threads=2),
     )
     done = scorer(make_shard(mixed))
-    assert done["num_images"] == 9
-    assert done["statuses"] == {"cnniqa": {"ok": 8, "unreadable": 1}}
-    assert len(done["image_s"]) == 9
-    assert sum(done["image_s"]) == pytest.approx(done["wait_s"] + done["compute_s"])
+    assert done.num_images == 9
+    assert done.statuses == {"cnniqa": {"ok": 8, "unreadable": 1}}
+    assert len(done.image_s) == 9
+    assert sum(done.image_s) == pytest.approx(done.wait_s + done.compute_s)
     assert all(len(set(sizes)) == 1 for sizes in batches)
     assert sorted(len(sizes) for sizes in batches if sizes[0] == (64, 80)) == [1, 3]
 
@@ -133,7 +136,7 @@ def test_waiting_images_are_bounded(mixed, tmp_path, weights_folder, monkeypatch
         most = max(most, run._num_pixels)
 
     monkeypatch.setattr(run, "_add", note_add)
-    source = Source("unused", 10**6, "", "")
+    source = ImageSource(locate(mixed))
     paths = make_shard(mixed).images.column("path").to_pylist()
     run.score(deep_shards._decode(run._metric, source, path) for path in paths)
     assert 0 < most <= 64 * 80 * 2
@@ -155,7 +158,7 @@ def test_max_side_is_for_musiq(mixed, tmp_path, weights_folder):
         score(mixed, tmp_path / "ws", weights_folder, ("lapm",), max_side=512)
     job = {"images": str(mixed), "workspace": "ws", "weights": str(weights_folder)}
     job |= {"metrics": ("musiq", "cnniqa"), "max_side": 512}
-    musiq, cnniqa = scoring._make_groups(make_job(ScoreJob, job), {})
+    musiq, cnniqa = planning.make_groups(make_job(ScoreJob, job), {})
     assert musiq.specs[0].version.endswith("+max-side-512")
     assert "max-side" not in cnniqa.specs[0].version
 
@@ -232,7 +235,7 @@ def test_weights_that_go_bad_after_the_check_end_the_run(
         lost = WeightFile(entry.name, entry.url, entry.bytes, "0" * 64)
         return {"cnniqa": Weights("cnniqa", (lost,), prepared["cnniqa"].folder)}
 
-    monkeypatch.setattr(scoring, "prepare_weights", prepare)
+    monkeypatch.setattr(planning, "prepare_weights", prepare)
     with pytest.raises(UsageError, match="is damaged or another file"):
         score(mixed, tmp_path / "ws", weights_folder, ("cnniqa",))
 

@@ -31,16 +31,17 @@ from pyarrow import parquet as pq
 from iqa_ray import metrics, scoring, shards
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
-from iqa_ray.decoding import hash_content
+from iqa_ray.decoding import ImageError, hash_content
+from iqa_ray.files import locate
+from iqa_ray.image_source import ImageSource
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import read_scores, scores_frame
 from iqa_ray.scoring import run_score
-from iqa_ray.shards import Shard, ShardScorer, Source, score_image
+from iqa_ray.shards import MakeScorer, ScoringRun, Shard, ShardScorer, score_image
 from iqa_ray.store import Workspace
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 METRICS = ("lapm", "wavs")
-MakeWorker = Callable[[Source], Callable[[Shard], Any]]
 
 
 @pytest.fixture
@@ -65,18 +66,18 @@ def without_actors() -> Any:
 no_actors = without_actors()
 
 
-def run(images: Path, ws: str, make_worker: MakeWorker = ShardScorer, **settings: Any) -> Any:
+def run(images: Path, ws: str, make_scorer: MakeScorer = ShardScorer, **settings: Any) -> Any:
     given = {"metrics": METRICS, "cpus_per_actor": 0.5, "shard_size": 3, **settings}
     return run_score(
-        make_job(ScoreJob, {"images": str(images), "workspace": ws, **given}), make_worker
+        make_job(ScoreJob, {"images": str(images), "workspace": ws, **given}), make_scorer
     )
 
 
-def run_main(images: Path, ws: str, monkeypatch: Any, make_worker: MakeWorker = ShardScorer) -> int:
+def run_main(images: Path, ws: str, monkeypatch: Any, make_scorer: MakeScorer = ShardScorer) -> int:
     """The exit code of `iqa-ray score`, with actors that make another worker."""
     command = ["score", str(images), "--workspace", ws, "--metrics", ",".join(METRICS)]
     with monkeypatch.context() as context:
-        context.setattr(scoring, "run_score", partial(run_score, make_worker=make_worker))
+        context.setattr(scoring, "run_score", partial(run_score, make_scorer=make_scorer))
         return main([*command, "--cpus-per-actor", "0.5", "--shard-size", "3"])
 
 
@@ -127,7 +128,7 @@ def unfinished(ws: str) -> list[str]:
 # --- actors that are killed -------------------------------------------------------------------
 
 
-def kill_at_write(source: Source, folder: Path, number: int) -> Callable[[Shard], Any]:
+def kill_at_write(scoring_run: ScoringRun, folder: Path, number: int) -> Callable[[Shard], Any]:
     """A scorer whose process is killed, once, just before its n-th part gets its name."""
     real, num_writes = os.replace, 0
 
@@ -140,7 +141,7 @@ def kill_at_write(source: Source, folder: Path, number: int) -> Callable[[Shard]
         real(*paths)
 
     os.replace = replace
-    return ShardScorer(source)
+    return ShardScorer(scoring_run)
 
 
 def test_an_actor_killed_while_it_writes_changes_nothing(image_folder, ws, tmp_path):
@@ -160,18 +161,18 @@ def test_an_actor_killed_while_it_writes_changes_nothing(image_folder, ws, tmp_p
     assert_same_tables(ws, f"{ws}-calm")
 
 
-def kill_at_image(source: Source, name: str, folder: Path) -> Callable[[Shard], Any]:
+def kill_at_image(scoring_run: ScoringRun, name: str, folder: Path) -> Callable[[Shard], Any]:
     """A scorer that an image kills every time."""
-    real = shards.read_file
+    real = ImageSource.read
 
-    def read(path: str, options: str) -> Any:
+    def read(source: ImageSource, path: str) -> bytes:
         if path.endswith(name):
             (folder / f"death-{time.monotonic_ns()}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(path, options)
+        return real(source, path)
 
-    shards.read_file = read
-    return ShardScorer(source)
+    ImageSource.read = read  # type: ignore[method-assign]
+    return ShardScorer(scoring_run)
 
 
 def check_incomplete(error: str, *words: str) -> None:
@@ -188,8 +189,8 @@ def test_an_image_that_always_kills_costs_its_shard(
     image_folder, ws, tmp_path, monkeypatch, capsys
 ):
     images = image_folder(12)
-    make_worker = partial(kill_at_image, name="005.jpg", folder=tmp_path)
-    assert run_main(images, ws, monkeypatch, make_worker) == 1
+    make_scorer = partial(kill_at_image, name="005.jpg", folder=tmp_path)
+    assert run_main(images, ws, monkeypatch, make_scorer) == 1
     # the listing is by path: a/000 a/002 a/004, a/006 a/008 a/010, b/001 b/003 b/005
     check_incomplete(
         capsys.readouterr().err, "3 images could not be scored", "shard 2 of lapm, wavs",
@@ -209,30 +210,32 @@ def test_not_enough_memory_for_one_image_is_its_status(monkeypatch, image_folder
     """Wherever in its way an image runs out of memory, the others have their scores."""
     file = image_folder(1) / "a" / "000.jpg"
     computed = [metrics.create(name) for name in METRICS]
-    calm = score_image(file.read_bytes(), computed, 10**6)
+    source = ImageSource(locate(file.parent))
+    calm = score_image(file.read_bytes(), computed, source)
 
     def fail(*_: Any, **__: Any) -> None:
         raise MemoryError
 
     with monkeypatch.context() as context:
         context.setattr(computed[0], "measure", fail)
-        assert score_image(file.read_bytes(), computed, 10**6) == [
+        assert score_image(file.read_bytes(), computed, source) == [
             (None, "too_large", "not enough memory for lapm"), calm[1],
         ]  # fmt: skip
     for target, name in ((shards, "Planes"), (Image, "open")):
         with monkeypatch.context() as context:
             context.setattr(target, name, fail)
-            for score, status, error in score_image(file.read_bytes(), computed, 10**6):
+            for score, status, error in score_image(file.read_bytes(), computed, source):
                 assert (score, status) == (None, "too_large")
                 assert error.startswith("not enough memory")
-    monkeypatch.setattr("iqa_ray.decoding.read_bytes", fail)
-    error = shards.read_file(str(file), "")
+    monkeypatch.setattr("iqa_ray.image_source.read_bytes", fail)
+    (error,) = source.read_each([str(file)])
+    assert isinstance(error, ImageError)
     assert (error.status, str(error)) == ("too_large", "not enough memory to read it")
 
 
-def limit_memory(source: Source, room: int) -> Callable[[Shard], Any]:
+def limit_memory(scoring_run: ScoringRun, room: int) -> Callable[[Shard], Any]:
     """A scorer whose process may have so many bytes more than it has now."""
-    worker = ShardScorer(source)
+    worker = ShardScorer(scoring_run)
 
     def work(shard: Shard) -> Any:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -266,9 +269,9 @@ def test_an_image_too_large_for_the_process_costs_one_row(image_folder, ws):
         pd.testing.assert_frame_equal(others, read_disk(calm, name), check_exact=True)
 
 
-def run_out_of_memory(source: Source, name: str, log: Path) -> Any:
+def run_out_of_memory(scoring_run: ScoringRun, name: str, log: Path) -> Any:
     """A scorer that runs out of memory with a shard as a whole, such as while its table is made."""
-    worker = ShardScorer(source)
+    worker = ShardScorer(scoring_run)
 
     def work(shard: Shard) -> Any:
         paths = shard.images["path"].to_pylist()
@@ -290,8 +293,8 @@ def test_a_shard_that_runs_out_of_memory_is_tried_again_alone(
     image_folder, ws, tmp_path, monkeypatch, capsys
 ):
     images = image_folder(12)
-    make_worker = partial(run_out_of_memory, name="a/000.jpg", log=tmp_path / "log")
-    assert run_main(images, ws, monkeypatch, make_worker) == 1
+    make_scorer = partial(run_out_of_memory, name="a/000.jpg", log=tmp_path / "log")
+    assert run_main(images, ws, monkeypatch, make_scorer) == 1
     check_incomplete(
         capsys.readouterr().err, "3 images", "a/000.jpg' and 2 more",
         "3 tries: not enough memory: no room for a table",
@@ -306,18 +309,18 @@ def test_a_shard_that_runs_out_of_memory_is_tried_again_alone(
 MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
 
 
-def join_small_group(source: Source, group: Path, name: str) -> Callable[[Shard], Any]:
+def join_small_group(scoring_run: ScoringRun, group: Path, name: str) -> Callable[[Shard], Any]:
     """A scorer in a control group of little memory, which an image makes it exceed."""
     (group / "cgroup.procs").write_text(str(os.getpid()))
-    real = shards.read_file
+    real = ImageSource.read
 
-    def read(path: str, options: str) -> Any:
+    def read(source: ImageSource, path: str) -> bytes:
         if path.endswith(name):
             np.ones(100_000_000)
-        return real(path, options)
+        return real(source, path)
 
-    shards.read_file = read
-    return ShardScorer(source)
+    ImageSource.read = read  # type: ignore[method-assign]
+    return ShardScorer(scoring_run)
 
 
 @pytest.fixture
@@ -343,8 +346,8 @@ def test_a_scorer_that_the_kernel_kills_for_its_memory(
     image_folder, ws, small_group, monkeypatch, capsys
 ):
     images = image_folder(12)
-    make_worker = partial(join_small_group, group=small_group, name="005.jpg")
-    assert run_main(images, ws, monkeypatch, make_worker) == 1
+    make_scorer = partial(join_small_group, group=small_group, name="005.jpg")
+    assert run_main(images, ws, monkeypatch, make_scorer) == 1
     check_incomplete(
         capsys.readouterr().err, "3 images", "b/001.jpg' and 2 more", "3 tries", "memory"
     )
@@ -355,9 +358,9 @@ def test_a_scorer_that_the_kernel_kills_for_its_memory(
 # --- a full disk ------------------------------------------------------------------------------
 
 
-def fill_disk(source: Source, name: str) -> Callable[[Shard], Any]:
+def fill_disk(scoring_run: ScoringRun, name: str) -> Callable[[Shard], Any]:
     """A scorer that can write no more than a few bytes a file with one of its shards."""
-    worker = ShardScorer(source)
+    worker = ShardScorer(scoring_run)
 
     def work(shard: Shard) -> Any:
         if not any(path.endswith(name) for path in shard.images["path"].to_pylist()):
@@ -466,9 +469,11 @@ def test_a_full_disk(image_folder, small_disk, tmp_path, monkeypatch, capsys):
 # --- files that are not as they were listed ---------------------------------------------------
 
 
-def disturb(source: Source, action: Callable[[], None], flag: Path) -> Callable[[Shard], Any]:
+def disturb(
+    scoring_run: ScoringRun, action: Callable[[], None], flag: Path
+) -> Callable[[Shard], Any]:
     """A scorer before whose first shard something happens, once for all actors."""
-    worker = ShardScorer(source)
+    worker = ShardScorer(scoring_run)
 
     def work(shard: Shard) -> Any:
         try:
@@ -487,8 +492,8 @@ def test_a_file_deleted_between_listing_and_reading(image_folder, ws, tmp_path):
     images = image_folder(9)
     gone, kept = images / "b" / "007.jpg", tmp_path / "kept.jpg"
     take_away = partial(gone.rename, kept)
-    make_worker = partial(disturb, action=take_away, flag=tmp_path / "flag")
-    summary = run(images, ws, make_worker)
+    make_scorer = partial(disturb, action=take_away, flag=tmp_path / "flag")
+    summary = run(images, ws, make_scorer)
     assert summary["num_images"] == summary["num_scored"] == 9
     assert summary["num_failed"] == 1
     for name in METRICS:
@@ -526,8 +531,8 @@ def test_a_file_changed_between_listing_and_reading(image_folder, ws, tmp_path, 
     Image.fromarray(make_texture(2)).save(other, format="BMP" if same_size else "JPEG")
     assert (changed.stat().st_size == other.stat().st_size) == same_size
     before = changed.stat().st_mtime_ns
-    make_worker = partial(disturb, action=partial(other.rename, changed), flag=tmp_path / "flag")
-    run(images, ws, make_worker)
+    make_scorer = partial(disturb, action=partial(other.rename, changed), flag=tmp_path / "flag")
+    run(images, ws, make_scorer)
     assert changed.stat().st_mtime_ns != before
     for name in METRICS:
         row = read_disk(ws, name).set_index("path").loc[str(changed)]
@@ -542,9 +547,9 @@ def test_a_file_changed_between_listing_and_reading(image_folder, ws, tmp_path, 
 # --- two runs at once -------------------------------------------------------------------------
 
 
-def wait_for_other(source: Source, own: Path, other: Path) -> Callable[[Shard], Any]:
+def wait_for_other(scoring_run: ScoringRun, own: Path, other: Path) -> Callable[[Shard], Any]:
     """A scorer whose every shard waits until the other run has begun to score."""
-    worker = ShardScorer(source)
+    worker = ShardScorer(scoring_run)
 
     def work(shard: Shard) -> Any:
         own.touch()
@@ -563,9 +568,9 @@ def run_both(images: Path, ws: str, flags: Path, first: Any, second: Any) -> lis
 
     def start(place: int, settings: Any) -> None:
         own, other = (flags / f"{name}" for name in ((place, 1 - place)))
-        make_worker = partial(wait_for_other, own=own, other=other)
+        make_scorer = partial(wait_for_other, own=own, other=other)
         try:
-            results[place] = run(images, ws, make_worker, **settings)
+            results[place] = run(images, ws, make_scorer, **settings)
         except BaseException as error:
             results[place] = error
 
@@ -649,8 +654,8 @@ def count_parts(ws: str) -> int:
     return len(list(Path(ws).glob("scores/**/part-*.parquet")))
 
 
-def take_time(source: Source, seconds: float) -> Callable[[Shard], Any]:
-    worker = ShardScorer(source)
+def take_time(scoring_run: ScoringRun, seconds: float) -> Callable[[Shard], Any]:
+    worker = ShardScorer(scoring_run)
 
     def work(shard: Shard) -> Any:
         time.sleep(seconds)
@@ -712,11 +717,11 @@ def lose_node(images: str, ws: str) -> int:
     return 0 if summary["num_scored"] == 60 else 1
 
 
-def note_node(source: Source, folder: Path) -> Callable[[Shard], Any]:
+def note_node(scoring_run: ScoringRun, folder: Path) -> Callable[[Shard], Any]:
     import ray
 
     (folder / ray.get_runtime_context().get_node_id()).touch()
-    return take_time(source, 0.4)
+    return take_time(scoring_run, 0.4)
 
 
 @pytest.mark.slow
@@ -729,20 +734,20 @@ def test_a_node_removed_without_warning(image_folder, ws, tmp_path):
     assert_like_undisturbed(ws, images)
 
 
-def hog(source: Source, name: str, num_bytes: int, folder: Path) -> Callable[[Shard], Any]:
+def hog(scoring_run: ScoringRun, name: str, num_bytes: int, folder: Path) -> Callable[[Shard], Any]:
     """A scorer that takes far too much memory for one image."""
-    real = shards.read_file
+    real = ImageSource.read
 
-    def read(path: str, options: str) -> Any:
+    def read(source: ImageSource, path: str) -> bytes:
         if path.endswith(name):
             (folder / f"try-{time.monotonic_ns()}").touch()
             taken = np.ones(num_bytes, np.uint8)
             time.sleep(20)  # longer than the memory is looked at
             del taken
-        return real(path, options)
+        return real(source, path)
 
-    shards.read_file = read
-    return take_time(source, 0.1)
+    ImageSource.read = read  # type: ignore[method-assign]
+    return take_time(scoring_run, 0.1)
 
 
 def run_with_little_memory(images: str, ws: str, threshold: str, num_bytes: str) -> int:
@@ -752,8 +757,8 @@ def run_with_little_memory(images: str, ws: str, threshold: str, num_bytes: str)
     settings = {"RAY_memory_usage_threshold": threshold, "RAY_memory_monitor_refresh_ms": "100"}
     os.environ.update(settings)
     with mock.patch.object(ray, "init", partial(ray.init, object_store_memory=100_000_000)):
-        make_worker = partial(hog, name="005.jpg", num_bytes=int(num_bytes), folder=Path(ws).parent)
-        with mock.patch("iqa_ray.scoring.run_score", partial(run_score, make_worker=make_worker)):
+        make_scorer = partial(hog, name="005.jpg", num_bytes=int(num_bytes), folder=Path(ws).parent)
+        with mock.patch("iqa_ray.scoring.run_score", partial(run_score, make_scorer=make_scorer)):
             command = ["score", images, "--workspace", ws, "--metrics", ",".join(METRICS)]
             return main([*command, "--cpus-per-actor", "0.5", "--shard-size", "3"])
 

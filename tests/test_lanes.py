@@ -21,6 +21,7 @@ from iqa_ray.capacity import Resources
 from iqa_ray.decoding import hash_content
 from iqa_ray.errors import IncompleteError
 from iqa_ray.files import locate
+from iqa_ray.image_source import ImageSource
 from iqa_ray.training import lanes, sharing
 from iqa_ray.training.inputs import ChunkedImages
 from iqa_ray.training.lanes import plan_lanes, train_runs
@@ -51,7 +52,7 @@ def make_material(folder):
     paths = sorted(map(str, folder.rglob("*.jpg")))
     targets = np.array([int(Path(path).parent.name == "b") for path in paths])
     hashes = [hash_content(Path(path).read_bytes()) for path in paths]
-    return Material(paths, hashes, targets, 2, {"resnet18": None}, 32, 10**6, "")
+    return Material(paths, hashes, targets, 2, {"resnet18": None}, 32, ImageSource(locate(folder)))
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ def test_an_error_of_the_driver_s_callback_ends_the_group_at_once(material, tmp_
 def test_a_lost_node_changes_nothing(image_folder, tmp_path):
     images, runs, out = image_folder(30), make_runs(), tmp_path / "out"
     material = make_material(images)
-    pixels, _ = load_pixels(material.paths, 32, 10**6, "", 1)
+    pixels, _ = load_pixels(material.source, material.paths, 32, 1)
     targets = torch.tensor(material.targets)
     files = RunFiles(locate(tmp_path / "alone"))
     num_threads = torch.get_num_threads()
@@ -208,7 +209,7 @@ def test_images_that_are_gone_or_have_changed_end_the_training(
 
 def test_images_that_ray_has_read_again_are_checked_by_those_that_use_them(material):
     """As when the node that held them was lost after the driver had looked."""
-    pixels, hashes = load_pixels(material.paths, 32, 10**6, "", 1)
+    pixels, hashes = load_pixels(material.source, material.paths, 32, 1)
     chunks = {"a node": [[ray.put(pixels), ray.put(hashes)]]}
     images = Shared(material, {}, chunks, {}).open_images()
     assert torch.equal(images[torch.tensor([7])][0], torch.tensor(pixels[7]).permute(2, 0, 1))

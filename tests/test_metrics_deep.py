@@ -66,6 +66,8 @@ def test_any_no_reference_metric_has_an_entry_or_a_reason():
     assert get_spec("pi").range == (0.0, np.inf)
     assert not get_spec("pi").higher_is_better
     assert get_spec("musiq-ava").min_side == 32
+    assert get_spec("musiq-ava").supports_max_side
+    assert not get_spec("cnniqa").supports_max_side
     assert get_spec("cnniqa").higher_is_better
 
 

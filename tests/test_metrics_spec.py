@@ -1,22 +1,36 @@
 from __future__ import annotations
 
+import os
 import pickle
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from inline import run_inline
 
 from iqa_ray import metrics
+from iqa_ray.config import make_job
+from iqa_ray.images import list_images
 from iqa_ray.metrics import CPU_METRICS, SPECS, MetricError, get_spec
 from iqa_ray.metrics.planes import Planes
+from iqa_ray.metrics.spec import DEFAULT_METRICS
+from iqa_ray.predicting import PredictJob, run_predict
+from iqa_ray.score_job import ScoreJob
+from iqa_ray.scoring import run_score
+from iqa_ray.selection.jobs import CutoffsJob, SelectJob, fit_cutoffs, run_select, write_cutoffs
+from iqa_ray.store import Workspace
 
 
 def test_table_of_metrics() -> None:
     assert list(SPECS) == [*CPU_METRICS, "musiq", "maniqa", "hyperiqa"]
-    assert CPU_METRICS == ("lapv", "lapm", "wavs", "brisque", "niqe")
+    assert CPU_METRICS == DEFAULT_METRICS == ("lapv", "lapm", "wavs", "brisque", "niqe")
+    assert [name for name, spec in SPECS.items() if spec.supports_max_side] == ["musiq"]
     assert [name for name, spec in SPECS.items() if not spec.higher_is_better] == [
         "brisque",
         "niqe",
@@ -129,3 +143,76 @@ def test_import_needs_no_heavy_library() -> None:
         "assert not {'torch', 'ray', 'pyiqa', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+MADE_UP = "\n\ndef brightness(planes: Planes) -> float:\n    return float(planes.grey.mean())\n"
+MADE_UP_ENTRY = """
+    MetricSpec(
+        name="brightness",
+        higher_is_better=True,
+        range=(0.0, 255.0),
+        version="1",
+        min_side=1,
+        summary="mean grey",
+        source="made up",
+        function=brightness,
+    ),
+"""
+
+
+def test_an_entry_and_a_function_are_a_metric_that_is_used_where_it_is_named(tmp_path) -> None:
+    """In a copy of the package, whose tables are made from the entries when it is imported."""
+    package = tmp_path / "iqa_ray"
+    shutil.copytree(Path(metrics.__file__).parents[1], package)
+    for file, before, after in (
+        ("sharpness.py", "\n\ndef lapm(", MADE_UP + "\n\ndef lapm("),
+        ("spec.py", "import lapm,", "import brightness, lapm,"),
+        ("spec.py", "\n_ALL = (\n", "\n_ALL = (" + MADE_UP_ENTRY),
+    ):
+        text = (package / "metrics" / file).read_text()
+        assert text.count(before) == 1
+        (package / "metrics" / file).write_text(text.replace(before, after))
+    code = (
+        "import inspect, numpy, iqa_ray\n"
+        "from iqa_ray import score_job\n"
+        "assert iqa_ray.__file__.startswith(" + repr(str(tmp_path)) + ")\n"
+        "print(iqa_ray.metrics.create('brightness')(numpy.full((9, 9), 7, numpy.uint8)))\n"
+        "print(score_job.ScoreJob(images='x', workspace='x', metrics=('brightness',)).metrics)\n"
+        "print('brightness' in iqa_ray.metrics.CPU_METRICS)\n"
+        "print('brightness' in score_job.ScoreJob(images='x', workspace='x').metrics)\n"
+        "print('brightness' in inspect.signature(iqa_ray.score).parameters['metrics'].default)\n"
+    )
+    command, env = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=tmp_path, env=env
+    )
+    assert done.stdout.split() == ["7.0", "('brightness',)", "True", "False", "False"]
+
+
+def test_a_metric_votes_by_default_once_it_was_scored_by_name(
+    image_folder, tmp_path, monkeypatch
+) -> None:
+    made_up = replace(
+        get_spec("lapm"), name="brightness", function=lambda planes: float(planes.grey.mean())
+    )
+    monkeypatch.setitem(SPECS, "brightness", made_up)
+    images, ws = image_folder(24), str(tmp_path / "ws")
+    classes = list_images(str(images)).table.select(["path", "label"]).to_pylist()
+    said = [f"{row['path']},{'a' if row['label'] == 'b' else 'b'}" for row in classes[::2]]
+    said += [f"{row['path']},{row['label']}" for row in classes[1::2]]
+    (tmp_path / "said.csv").write_text("\n".join(["path,predicted", *said]))
+
+    def find_voters(*names: str) -> set[str]:
+        """Those of `select` after the chain where `score` was told `names`, and nothing else."""
+        given = {"metrics": names} if names else {}
+        with run_inline():
+            run_score(make_job(ScoreJob, {"images": str(images), "workspace": ws, **given}))
+        job = {"predictions": str(tmp_path / "said.csv"), "workspace": ws}
+        run_predict(make_job(PredictJob, job))
+        fitted = fit_cutoffs(Workspace(ws), make_job(CutoffsJob, {"workspace": ws}))
+        by_hand = {name: replace(cutoff, value=0.0) for name, cutoff in fitted.items()}
+        write_cutoffs(Workspace(ws), by_hand)
+        return set(run_select(make_job(SelectJob, {"workspace": ws}))["metrics"])
+
+    assert find_voters() == {"lapv", "lapm", "wavs", "brisque", "niqe"}
+    assert find_voters("brightness") == {"lapv", "lapm", "wavs", "brisque", "niqe", "brightness"}

@@ -39,6 +39,7 @@ from iqa_ray.files import (
     read_whole,
     write_bytes,
 )
+from iqa_ray.image_source import ImageSource
 from iqa_ray.images import list_images, make_image_id
 from iqa_ray.lock import hold_lock
 from iqa_ray.object_stores import UnansweredError, find_kind, open_store
@@ -670,7 +671,7 @@ def test_a_night_in_the_store(server, photos, undisturbed, capsys):
     assert not server.keys("night/ws/rescore.lock/")
     table = list_images(images).table
     computed = [metrics.create(name) for name in METRICS]
-    fresh, _ = score_shard(table, computed, 10**8, locate(images).options)
+    fresh, _ = score_shard(table, computed, ImageSource(locate(images), 10**8))
     for name in METRICS:
         found = read_scores(Workspace(workspace), name).sort_by("path")
         listed = found.filter(pc.is_in(found["image_id"], table["image_id"].combine_chunks()))

@@ -119,9 +119,9 @@ def test_an_image_that_was_away_is_predicted_when_it_is_back(image_folder, ws, m
     score(root, ws)
     asked: list[str] = []
 
-    def load_pixels(paths, *settings):
+    def load_pixels(source, paths, *settings):
         asked.extend(Path(path).name for path in paths)
-        return pixels_load(paths, *settings)
+        return pixels_load(source, paths, *settings)
 
     pixels_load = pixels.load_pixels
     monkeypatch.setattr(pixels, "load_pixels", load_pixels)

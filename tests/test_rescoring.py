@@ -17,12 +17,12 @@ from conftest import make_texture
 from PIL import Image
 
 import iqa_ray
-from iqa_ray import shards
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.image_source import ImageSource
 from iqa_ray.lock import LOCK_FILE, hold_lock
-from iqa_ray.rescoring import jobs, night
+from iqa_ray.rescoring import jobs
 from iqa_ray.rescoring.jobs import (
     CompactJob,
     RescoreJob,
@@ -88,8 +88,7 @@ def check_scores(ws, photos, tmp_path):
 
 
 def test_a_night_without_change_opens_nothing(ws, photos, monkeypatch):
-    monkeypatch.setattr(night, "read_file", lambda *_: pytest.fail("opened"))
-    monkeypatch.setattr(shards, "read_file", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(ImageSource, "read", lambda *_: pytest.fail("opened"))
     monkeypatch.setattr(iqa_ray.cluster, "connect", lambda _: pytest.fail("connected"))
     for number in range(2):
         summary = rescore(ws, photos)

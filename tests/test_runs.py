@@ -15,6 +15,7 @@ import torch
 
 from iqa_ray.capacity import Resources
 from iqa_ray.files import locate
+from iqa_ray.image_source import ImageSource
 from iqa_ray.training import lanes, loop, sharing
 from iqa_ray.training import runs as runs_module
 from iqa_ray.training.augment import augment_images
@@ -278,7 +279,9 @@ def inline_ray(monkeypatch):
 
 def share(weights=None):
     hashes = [str(row) for row in range(40)]
-    material = sharing.Material([""] * 40, hashes, TARGETS.numpy(), 2, {}, 32, 10**6, "")
+    material = sharing.Material(
+        [""] * 40, hashes, TARGETS.numpy(), 2, {}, 32, ImageSource(locate("."))
+    )
     return sharing.Shared(material, {"resnet18": weights}, {"here": [[PIXELS, hashes]]}, {})
 
 

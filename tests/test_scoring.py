@@ -16,11 +16,13 @@ import iqa_ray
 from iqa_ray import metrics, scoring
 from iqa_ray.config import make_job
 from iqa_ray.errors import UsageError
+from iqa_ray.files import locate
+from iqa_ray.image_source import ImageSource
 from iqa_ray.images import list_images
 from iqa_ray.score_job import ScoreJob
 from iqa_ray.scores import SCORES_SCHEMA, read_scores, scored_metrics, scores_frame
 from iqa_ray.scoring import run_score
-from iqa_ray.shards import score_image, score_shard
+from iqa_ray.shards import ShardReport, score_image, score_shard
 from iqa_ray.store import Workspace
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -69,7 +71,7 @@ def test_inline_and_ray_agree_to_the_last_bit(image_folder, ws):
     run(root, ws, names, shard_size=3)
     listing = list_images(str(root))
     computed = [metrics.create(name) for name in names]
-    inline, _ = score_shard(listing.table, computed, 10**6)
+    inline, _ = score_shard(listing.table, computed, ImageSource(listing.root, 10**6))
     for name in names:
         there = read_scores(Workspace(ws), name).to_pandas().set_index("image_id")
         here = inline[name].to_pandas().set_index("image_id").loc[there.index]
@@ -215,14 +217,15 @@ def test_unreadable_permissions(image_folder, ws):
 
 def test_a_refused_file_is_a_row(image_folder, monkeypatch):
     """The same for root, who is never refused: the refusal is made here."""
-    from iqa_ray import decoding
+    from iqa_ray import image_source
 
     def refuse(location):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(decoding, "read_bytes", refuse)
-    table = list_images(str(image_folder(2))).table
-    scored = score_shard(table, [metrics.create("lapm")], 10**6)[0]["lapm"]
+    monkeypatch.setattr(image_source, "read_bytes", refuse)
+    source = ImageSource(locate(image_folder(2)))
+    table = source.list().table
+    scored = score_shard(table, [metrics.create("lapm")], source)[0]["lapm"]
     assert scored["status"].to_pylist() == ["unreadable"] * 2
     assert scored["error"].to_pylist() == ["Permission denied"] * 2
     assert scored["content_hash"].null_count == 2
@@ -296,7 +299,9 @@ def test_manifest_and_strange_paths(image_folder, ws):
 
 def test_score_image_needs_no_files():
     data = png_header(10, 10)
-    assert score_image(data, [metrics.create("lapm")], 10**6)[0][1] == "unreadable"
+    assert (
+        score_image(data, [metrics.create("lapm")], ImageSource(locate(".")))[0][1] == "unreadable"
+    )
 
 
 def test_a_metric_that_breaks_costs_one_row(monkeypatch, image_folder):
@@ -311,7 +316,7 @@ def test_a_metric_that_breaks_costs_one_row(monkeypatch, image_folder):
         return measure(planes)
 
     monkeypatch.setattr(computed[0], "measure", break_once)
-    tables, _ = score_shard(listing.table, computed, 10**6)
+    tables, _ = score_shard(listing.table, computed, ImageSource(listing.root, 10**6))
     assert tables["lapm"]["status"].to_pylist() == ["ok", "undefined", "ok"]
     assert tables["lapm"]["error"][1].as_py() == "RuntimeError: no idea"
     assert tables["wavs"]["status"].to_pylist() == ["ok"] * 3
@@ -338,7 +343,7 @@ def test_progress_lines_come_while_it_runs(image_folder, ws, capfd):
     def slow(*_):
         def work(shard):
             time.sleep(3)
-            return {"num_images": shard.images.num_rows, "num_failed": 0}
+            return ShardReport(shard.images.num_rows, 0)
 
         return work
 

@@ -9,11 +9,12 @@ import pytest
 
 from iqa_ray.capacity import Resources
 from iqa_ray.files import locate, write_bytes
+from iqa_ray.image_source import ImageSource
 from iqa_ray.training import seeds
 from iqa_ray.training.loop import TrainingSet
 from iqa_ray.training.recipe import Recipe
 
-RECIPE, IMAGES = Recipe("resnet18"), TrainingSet([], [])
+RECIPE, IMAGES = Recipe("resnet18"), TrainingSet(ImageSource(locate(".")), [], [])
 
 
 @pytest.fixture

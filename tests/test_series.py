@@ -5,13 +5,17 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from iqa_ray.files import locate
+from iqa_ray.image_source import ImageSource
 from iqa_ray.images import make_image_id
 from iqa_ray.selection.series import Sample, SeriesMaker
 
 
 def make_noise(tmp_path, names, seed):
     """The noise that the last image of each flat sample's noise series shows."""
-    make = SeriesMaker(str(tmp_path / f"ws-{seed}"), "series", "", 10**6, 64, seed)
+    make = SeriesMaker(
+        str(tmp_path / f"ws-{seed}"), "series", ImageSource(locate(tmp_path)), 64, seed
+    )
     fields = []
     for name in names:
         Image.fromarray(np.full((64, 64, 3), 128, np.uint8)).save(tmp_path / name)

@@ -391,7 +391,7 @@ def test_a_full_disk_leaves_no_lock(tmp_path, monkeypatch):
 def test_two_runs_that_record_their_metrics_lose_none(tmp_path):
     workspace, barrier = Workspace(str(tmp_path)), threading.Barrier(4)
     specs = [
-        replace(get_spec("lapm"), name=f"m{number}", backend="pyiqa", range=(0.0, inf))
+        replace(get_spec("lapm"), name=f"m{number}", function=None, is_default=False)
         for number in range(4)
     ]
 
@@ -405,6 +405,27 @@ def test_two_runs_that_record_their_metrics_lose_none(tmp_path):
     for thread in threads:
         thread.join()
     assert read_specs(workspace) == {spec.name: spec for spec in specs}
+
+
+def test_metrics_that_the_version_before_recorded_are_read_and_not_written_again(
+    tmp_path, monkeypatch
+):
+    entry = {
+        "name": "cnniqa", "higher_is_better": False, "range": [0.0, None], "version": "1+ab",
+        "min_side": 32, "backend": "pyiqa", "summary": "a network", "source": "pyiqa",
+    }  # fmt: skip
+    (tmp_path / "metrics.json").write_text(json.dumps({"cnniqa": entry}))
+    workspace = Workspace(str(tmp_path))
+    spec = read_specs(workspace)["cnniqa"]
+    assert (spec.name, spec.range, spec.version) == ("cnniqa", (0.0, inf), "1+ab")
+    assert (spec.backend, spec.higher_is_better, spec.min_side) == ("pyiqa", False, 32)
+    with monkeypatch.context() as context:
+        context.setattr(Workspace, "write_json", lambda *_: pytest.fail("written again"))
+        record_specs(workspace, [replace(spec, supports_max_side=True)])
+    record_specs(workspace, [replace(spec, version="2+cd")])
+    assert json.loads((tmp_path / "metrics.json").read_text())["cnniqa"] == {
+        **entry, "version": "2+cd",
+    }  # fmt: skip
 
 
 def test_a_file_shows_under_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ import time
 import urllib.request
 from collections import Counter
 from functools import partial
-from typing import Any
+
+from iqa_ray.shards import ShardReport
 
 PREFIX = "ray_iqa_ray_"
 # Ray sends its counts every ten seconds, and an actor's last ones when it ends
@@ -42,9 +43,9 @@ def read_samples(port: int) -> dict[str, float]:
 def make_model():
     """Does with a shard what a deep metric's scorer would say of it."""
 
-    def work(shard: int) -> dict[str, Any]:
+    def work(shard: int) -> ShardReport:
         statuses = {"musiq": {"ok": 1, "too_large": shard}}
-        return {"statuses": statuses, "image_s": [0.03], "wait_s": 0.25, "compute_s": 1.5}
+        return ShardReport(1, 0, statuses, image_s=[0.03], wait_s=0.25, compute_s=1.5)
 
     return work
 

@@ -6,16 +6,13 @@ metric(image)   # (H, W, 3) uint8 RGB or (H, W) uint8
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import isfinite
 from typing import Any
 
 from numpy.typing import NDArray
 
 from iqa_ray.metrics.deep import DeepMetric, Device, Precision
-from iqa_ray.metrics.naturalness import brisque, niqe
 from iqa_ray.metrics.planes import Planes
-from iqa_ray.metrics.sharpness import lapm, lapv, wavs
 from iqa_ray.metrics.spec import CPU_METRICS, SPECS, MetricError, MetricSpec, get_spec
 
 __all__ = [
@@ -29,20 +26,14 @@ __all__ = [
     "get_spec",
 ]
 
-_FUNCTIONS: dict[str, Callable[[Planes], float]] = {
-    "lapv": lapv,
-    "lapm": lapm,
-    "wavs": wavs,
-    "brisque": brisque,
-    "niqe": niqe,
-}
-
 
 class Metric:
     """A metric computed here on the CPU; `spec` describes it. Make one with `create`."""
 
     def __init__(self, spec: MetricSpec) -> None:
+        assert spec.function is not None, "a network is a DeepMetric"
         self.spec = spec
+        self._function = spec.function
         self.name = spec.name
         self.higher_is_better = spec.higher_is_better
         self.version = spec.version
@@ -58,7 +49,7 @@ class Metric:
     def measure(self, planes: Planes) -> float:
         """Score an image whose grey planes other metrics share. Raises as a call does."""
         self.spec.check_size(planes.height, planes.width)
-        score = _FUNCTIONS[self.name](planes)
+        score = self._function(planes)
         if not isfinite(score):
             raise MetricError(
                 "undefined",

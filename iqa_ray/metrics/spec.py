@@ -1,18 +1,24 @@
 """The table of metrics: what each is called, which way is better, and what it needs.
 
 The eight of the main job stand here; any other no-reference metric of an installed pyiqa gets its
-entry from pyiqa's own table.
+entry from pyiqa's own table. A metric that is computed on the CPU is an entry with a function: it
+is used where it is named, and where nothing is named if `is_default`.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
+
+from iqa_ray.metrics.naturalness import brisque, niqe
+from iqa_ray.metrics.planes import Planes
+from iqa_ray.metrics.sharpness import lapm, lapv, wavs
 
 Status = Literal["too_small", "too_large", "undefined"]
 
@@ -40,7 +46,9 @@ class MetricSpec:
 
     `range` is theoretical; that of pyiqa's metrics is pyiqa's "rough estimation". `version` changes
     whenever the same image would get another score; pyiqa's metrics get theirs with their weights.
-    `min_side` is in pixels and holds for both sides.
+    `min_side` is in pixels and holds for both sides. `function` computes the metric on the CPU;
+    metrics without one are networks of pyiqa's. `is_default`: used where no metric is named.
+    `supports_max_side`: larger images may be shrunk before scoring (see `DeepMetric`).
     """
 
     name: str
@@ -48,9 +56,16 @@ class MetricSpec:
     range: tuple[float, float]
     version: str
     min_side: int
-    backend: Literal["cpu", "pyiqa"]
     summary: str
     source: str
+    function: Callable[[Planes], float] | None = None
+    is_default: bool = False
+    supports_max_side: bool = False
+
+    @property
+    def backend(self) -> Literal["cpu", "pyiqa"]:
+        """Whose code computes the metric."""
+        return "cpu" if self.function else "pyiqa"
 
     def check_size(self, height: int, width: int) -> None:
         """Raise MetricError for an image that has not `min_side` pixels on both sides."""
@@ -71,9 +86,10 @@ _ALL = (
         range=(0.0, inf),
         version="1",
         min_side=3,
-        backend="cpu",
         summary="variance of the Laplacian: sharpness",
         source=f"{_PERTUZ}, LAP4",
+        function=lapv,
+        is_default=True,
     ),
     MetricSpec(
         name="lapm",
@@ -81,9 +97,10 @@ _ALL = (
         range=(0.0, inf),
         version="1",
         min_side=3,
-        backend="cpu",
         summary="mean modified Laplacian: sharpness",
         source=f"{_PERTUZ}, LAP2",
+        function=lapm,
+        is_default=True,
     ),
     MetricSpec(
         name="wavs",
@@ -91,9 +108,10 @@ _ALL = (
         range=(0.0, inf),
         version="1",
         min_side=12,  # the length of the db6 filters
-        backend="cpu",
         summary="sum of db6 wavelet details: sharpness",
         source=f"{_PERTUZ}, WAV1",
+        function=wavs,
+        is_default=True,
     ),
     MetricSpec(
         name="brisque",
@@ -103,9 +121,10 @@ _ALL = (
         # Half of 13 px, rounded up, is 7 px: the least that holds the 7×7 window at both scales.
         # Below, no local mean at the second scale is free of the zeros around the image.
         min_side=13,
-        backend="cpu",
         summary="learned distance from natural scene statistics",
         source="Mittal, Moorthy, Bovik, IEEE Trans. Image Processing 21(12), 2012",
+        function=brisque,
+        is_default=True,
     ),
     MetricSpec(
         name="niqe",
@@ -113,9 +132,10 @@ _ALL = (
         range=(0.0, inf),
         version="1",
         min_side=192,  # two blocks of 96 px a side, for a covariance between blocks
-        backend="cpu",
         summary="distance of natural scene statistics from those of pristine photographs",
         source="Mittal, Soundararajan, Bovik, IEEE Signal Processing Letters 20(3), 2013",
+        function=niqe,
+        is_default=True,
     ),
     MetricSpec(
         name="musiq",
@@ -123,9 +143,9 @@ _ALL = (
         range=(0.0, 100.0),
         version="",
         min_side=32,  # the side of its patches
-        backend="pyiqa",
         summary="multi-scale transformer, trained on KonIQ-10k",
         source="Ke et al., ICCV 2021",
+        supports_max_side=True,
     ),
     MetricSpec(
         name="maniqa",
@@ -134,7 +154,6 @@ _ALL = (
         version="",
         # The side of its crops. pyiqa would enlarge a smaller image, and score the enlarging.
         min_side=224,
-        backend="pyiqa",
         summary="multi-dimension attention transformer, trained on KonIQ-10k",
         source="Yang et al., CVPR Workshops 2022",
     ),
@@ -144,7 +163,6 @@ _ALL = (
         range=(0.0, 1.0),
         version="",
         min_side=224,  # likewise
-        backend="pyiqa",
         summary="content-aware hyper network, trained on KonIQ-10k",
         source="Su et al., CVPR 2020",
     ),
@@ -152,6 +170,7 @@ _ALL = (
 
 SPECS: dict[str, MetricSpec] = {spec.name: spec for spec in _ALL}
 CPU_METRICS: tuple[str, ...] = tuple(spec.name for spec in _ALL if spec.backend == "cpu")
+DEFAULT_METRICS: tuple[str, ...] = tuple(spec.name for spec in _ALL if spec.is_default)
 DEEP_METRICS: tuple[str, ...] = tuple(spec.name for spec in _ALL if spec.backend == "pyiqa")
 
 
@@ -218,9 +237,9 @@ def _describe_pyiqa_metric(name: str, config: dict[str, Any]) -> MetricSpec:
         range=_parse_range(config.get("score_range") or ""),
         version="",
         min_side=family.min_side if family else 1,
-        backend="pyiqa",
         summary=f"pyiqa's {name}",
         source=f"pyiqa, class {kind}",
+        supports_max_side=family is not None and family.supports_max_side,
     )
 
 

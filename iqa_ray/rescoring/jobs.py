@@ -271,11 +271,11 @@ def _find_alerts(
 ) -> list[str]:
     listing = night.listing.table
     tonight = listing.filter(pa.array(_mark(listing, night)))
-    failed = count_failures(ListedScores(workspace, tonight), list(drifts))
+    num_failed, _ = count_failures(ListedScores(workspace, tonight), list(drifts))
     return find_alerts(
         drifts,
         change,
-        failed["images"],
+        num_failed,
         tonight.num_rows,
         job.alert_drift,
         job.alert_rejected,

@@ -9,8 +9,9 @@ from functools import cached_property
 import pyarrow as pa
 from pyarrow import compute as pc
 
-from iqa_ray.decoding import ImageError, hash_content
-from iqa_ray.images import LabelMode, Listing, list_images
+from iqa_ray.files import locate
+from iqa_ray.image_source import ImageSource
+from iqa_ray.images import LabelMode, Listing
 from iqa_ray.reading import run_ahead
 from iqa_ray.rescoring.changes import (
     Changes,
@@ -21,7 +22,6 @@ from iqa_ray.rescoring.changes import (
 )
 from iqa_ray.rescoring.history import add_hashes, read_listing
 from iqa_ray.scores import SCORES_SCHEMA, ListedScores, find_spec, open_parts, scored_metrics
-from iqa_ray.shards import read_file
 from iqa_ray.store import Workspace
 
 CLASSES = ("new", "changed", "moved", "deleted", "retouched", "unchanged")
@@ -66,11 +66,12 @@ def begin_night(workspace: Workspace, images: str, labels: LabelMode) -> Night:
     started = datetime.now(timezone.utc).replace(microsecond=0)
     scored = ListedScores(workspace)
     at_score = add_hashes(scored.images, scored.read_hashes())
-    listing = list_images(images, labels, exclude=[workspace.location])
+    source = ImageSource(locate(images))
+    listing = source.list(labels, exclude=[workspace.location])
     since_score = _compare(at_score, listing.table)
     last_night = read_listing(workspace)
     since_night = since_score if last_night is None else _compare(last_night, listing.table)
-    hashes = _find_hashes(at_score, since_score, since_night, listing)
+    hashes = _find_hashes(at_score, since_score, since_night, source)
     moved = resolve_changes(since_score, hashes).moved
     return Night(
         started,
@@ -85,7 +86,7 @@ def _compare(before: pa.Table, now: pa.Table) -> Changes:
 
 
 def _find_hashes(
-    at_score: pa.Table, since_score: Changes, since_night: Changes, listing: Listing
+    at_score: pa.Table, since_score: Changes, since_night: Changes, source: ImageSource
 ) -> pa.Table:
     """image_id and content_hash of images that are as they were scored, and of candidates."""
     unchanged = since_score.unchanged.column("image_id").combine_chunks()
@@ -101,13 +102,7 @@ def _find_hashes(
     )
     for image_id in known.column("image_id").to_pylist() if paths else ():
         paths.pop(image_id, None)
-    options = listing.root.options
-
-    def hash_image(path: str) -> str | None:
-        data = read_file(path, options)
-        return None if isinstance(data, ImageError) else hash_content(data)
-
-    found = list(run_ahead(hash_image, paths.values(), _NUM_READERS, _NUM_AHEAD))
+    found = list(run_ahead(source.hash, paths.values(), _NUM_READERS, _NUM_AHEAD))
     read = pa.table(
         [pa.array(list(paths), pa.string()), pa.array(found, pa.string())], known.schema
     )

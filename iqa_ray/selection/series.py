@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from iqa_ray import distortions
-from iqa_ray.decoding import decode_image, read_image_bytes
 from iqa_ray.errors import UsageError
 from iqa_ray.files import Location, locate, write_bytes
-from iqa_ray.images import locate_image, read_manifest, resolve_path
+from iqa_ray.image_source import ImageSource
+from iqa_ray.images import read_manifest, resolve_path
 from iqa_ray.selection.study import SMALLEST_SERIES, SMALLEST_STUDY
 
 Pixels = NDArray[np.uint8]
@@ -84,13 +84,13 @@ class Sample:
     path: str
 
 
-def load_sample(path: str, options: str, max_pixels: int, image_size: int) -> Pixels:
+def load_sample(source: ImageSource, path: str, image_size: int) -> Pixels:
     """Decode a sample and shrink it until its longer side has at most `image_size` pixels.
 
     Raises:
         ImageError: it cannot be read.
     """
-    image = decode_image(read_image_bytes(locate_image(path, options)), max_pixels)
+    image = source.decode(source.read(path))
     longer = max(image.shape[:2])
     return distortions.downscale(image, longer / image_size) if longer > image_size else image
 
@@ -102,18 +102,16 @@ class SeriesMaker:
         self,
         workspace: str,
         folder: str,
-        options: str,
-        max_pixels: int,
+        source: ImageSource,
         image_size: int,
         seed: int,
     ) -> None:
         self._workspace, self._folder = locate(workspace), folder
-        self._options, self._max_pixels = options, max_pixels
-        self._image_size, self._seed = image_size, seed
+        self._source, self._image_size, self._seed = source, image_size, seed
 
     def __call__(self, sample: Sample) -> list[dict[str, Any]]:
         """Returns rows with the COLUMNS; paths are relative to the workspace."""
-        image = load_sample(sample.path, self._options, self._max_pixels, self._image_size)
+        image = load_sample(self._source, sample.path, self._image_size)
         folder = f"{self._folder}/{sample.image_id}"
         _write_png(self._workspace / f"{folder}/unchanged.png", image)
         rows = []

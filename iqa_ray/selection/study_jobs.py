@@ -18,8 +18,9 @@ from iqa_ray.capacity import Resources
 from iqa_ray.config import make_job, positional
 from iqa_ray.decoding import ImageError
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.files import delete_file, list_files, write_bytes
-from iqa_ray.images import list_images, relative_name
+from iqa_ray.files import delete_file, list_files, locate, write_bytes
+from iqa_ray.image_source import ImageSource
+from iqa_ray.images import relative_name
 from iqa_ray.parts import make_fingerprints
 from iqa_ray.pools import Pool, run_shards
 from iqa_ray.progress import Progress, log
@@ -160,10 +161,10 @@ def run_study(job: StudyJob) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Series to be made: of these samples, whose data set's URI has these options."""
+    """Series to be made: of these samples of a data set."""
 
     samples: list[Sample]
-    options: str
+    source: ImageSource
     key: str
 
 
@@ -174,13 +175,13 @@ def _plan_series(workspace: Workspace, job: StudyJob) -> _Plan:
         UsageError: there are fewer than two.
     """
     assert job.images is not None
-    listing = list_images(job.images, exclude=[workspace.location])
-    options = listing.root.options
+    source = ImageSource(locate(job.images), job.max_pixels)
+    listing = source.list(exclude=[workspace.location])
     rows, num_unusable = [], 0
     for row in np.random.default_rng(job.seed).permutation(listing.table.num_rows):
         path = str(listing.table.column("path")[int(row)])
         try:
-            image = load_sample(path, options, job.max_pixels, job.image_size)
+            image = load_sample(source, path, job.image_size)
         except ImageError:
             num_unusable += 1
             continue
@@ -209,7 +210,7 @@ def _plan_series(workspace: Workspace, job: StudyJob) -> _Plan:
     ]
     settings = json.dumps([SERIES_VERSION, job.image_size, job.max_pixels, job.seed])
     key = hashlib.blake2b(make_fingerprints(table, settings).tobytes(), digest_size=10).hexdigest()
-    return _Plan(samples, options, key)
+    return _Plan(samples, source, key)
 
 
 def _make_and_score(workspace: Workspace, job: StudyJob) -> pd.DataFrame:
@@ -251,8 +252,7 @@ def _open_paths(workspace: Workspace, made: pd.DataFrame) -> pd.DataFrame:
 def _make_series(workspace: Workspace, plan: _Plan, job: StudyJob) -> pd.DataFrame:
     """Make the images of the series; returns rows with their paths in the workspace."""
     folder = f"{_SERIES_FOLDER}/{plan.key}"
-    settings = (plan.options, job.max_pixels, job.image_size, job.seed)
-    make = partial(SeriesMaker, str(workspace), folder, *settings)
+    make = partial(SeriesMaker, str(workspace), folder, plan.source, job.image_size, job.seed)
     resources = Resources(num_cpus=job.cpus_per_actor)
     num_actors = cluster.count_actors(job.num_actors, resources, len(plan.samples))
     rows: dict[int, list[dict[str, Any]]] = {}

@@ -15,9 +15,10 @@ from pydantic import Field, field_validator, model_validator
 
 from iqa_ray import cluster
 from iqa_ray.capacity import check_share
-from iqa_ray.decoding import DEFAULT_MAX_PIXELS, hash_content
+from iqa_ray.decoding import hash_content
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.files import Location, locate
+from iqa_ray.files import Location
+from iqa_ray.image_source import ImageSource
 from iqa_ray.progress import log
 from iqa_ray.scores import scores_frame
 from iqa_ray.store import Workspace
@@ -93,14 +94,12 @@ class Candidates:
         frame: one row an image: image_id, path, label, content_hash, status, keep, and a column of
             scores a voting metric.
         metrics: those that voted.
-        options: of the data set's URI.
-        max_pixels: larger images are not decoded.
+        source: of the images.
     """
 
     frame: pd.DataFrame
     metrics: tuple[str, ...]
-    options: str
-    max_pixels: int
+    source: ImageSource
 
 
 def read_candidates(workspace: Workspace) -> Candidates:
@@ -122,12 +121,10 @@ def read_candidates(workspace: Workspace) -> Candidates:
     selection = selection.set_index("image_id").loc[frame["image_id"]].reset_index()
     _check_selection(workspace, selection, frame, metrics)
     frame["keep"] = selection["keep"]
-    record = workspace.read_record("images.parquet") or {}
     return Candidates(
         frame[["image_id", "path", "label", "content_hash", "status", "keep", *metrics]],
         metrics,
-        locate(record.get("images", "")).options,
-        int(record.get("max_pixels", DEFAULT_MAX_PIXELS)),
+        ImageSource.from_record(workspace.read_record("images.parquet") or {}),
     )
 
 
@@ -242,8 +239,7 @@ def _train_missing(
             num_classes=len(classes),
             weights=weights,
             image_size=image_size,
-            max_pixels=candidates.max_pixels,
-            options=candidates.options,
+            source=candidates.source,
         )
         failures = _train(todo, len(runs) - len(todo), material, place, job)
         results |= {run.key: files.read_result(run) for run in todo}
@@ -312,7 +308,7 @@ def _make_runs(
                     {**recipe.describe(), "weights": hash_content(start) if start else None},
                     sorted(set(pool["label"])),
                     content,
-                    candidates.max_pixels,
+                    candidates.source.max_pixels,
                 ]
                 digest = hashlib.blake2b(json.dumps(depends_on).encode(), digest_size=12)
                 runs.append(Run(digest.hexdigest(), arm, recipe, **places))

@@ -11,7 +11,8 @@ import pandas as pd
 from pydantic import Field, field_validator
 
 from iqa_ray.errors import UsageError
-from iqa_ray.images import list_images
+from iqa_ray.files import locate
+from iqa_ray.image_source import ImageSource
 from iqa_ray.progress import log
 from iqa_ray.store import Workspace
 from iqa_ray.studies.arms import (
@@ -126,15 +127,14 @@ def _read_others(candidates: Candidates, test_on: str) -> tuple[pd.DataFrame, in
     Raises:
         UsageError: there are none, or they lie elsewhere than where the candidates' URI leads to.
     """
-    listing = list_images(test_on)
-    if listing.root.options != candidates.options:
+    source = ImageSource(locate(test_on), candidates.source.max_pixels)
+    listing = source.list()
+    if source.options != candidates.source.options:
         raise UsageError(f"--test-on {test_on}: must be reached by the same options of its URI")
     others = listing.table.select(["image_id", "path", "label"]).to_pandas()
     log(f"decoding {len(others):,} images of --test-on")
     # scaled to one pixel: only the hashes are needed
-    _, hashes = load_pixels(
-        others["path"].tolist(), 1, candidates.max_pixels, candidates.options, os.cpu_count() or 1
-    )
+    _, hashes = load_pixels(source, others["path"].tolist(), 1, os.cpu_count() or 1)
     others["content_hash"] = hashes
     others["image_id"] = "test/" + others["image_id"]
     readable = others[others["content_hash"].notna()]

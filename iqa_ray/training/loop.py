@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from iqa_ray.decoding import DEFAULT_MAX_PIXELS
+from iqa_ray.image_source import ImageSource
 from iqa_ray.training import backbones
 from iqa_ray.training.augment import augment_images
 from iqa_ray.training.backbones import Classifier
@@ -31,10 +31,9 @@ TRAINING_VERSION = 2
 class TrainingSet:
     """The images that a classifier is trained on."""
 
+    source: ImageSource
     paths: list[str]
     labels: list[str]
-    options: str = ""
-    max_pixels: int = DEFAULT_MAX_PIXELS
 
 
 class DivergedError(RuntimeError):
@@ -253,12 +252,7 @@ def train_from_files(
     """
     unread: list[int] = []
     pixels, hashes = load_pixels(
-        images.paths,
-        recipe.image_size,
-        images.max_pixels,
-        images.options,
-        num_threads,
-        unread.append,
+        images.source, images.paths, recipe.image_size, num_threads, unread.append
     )
     readable = np.array([content is not None for content in hashes])
     on_event({"loaded": len(readable), "unreadable": int((~readable).sum())})

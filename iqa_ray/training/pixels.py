@@ -9,27 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from iqa_ray.decoding import (
-    ImageError,
-    UnreadError,
-    decode_image,
-    hash_content,
-    read_image_bytes,
-)
-from iqa_ray.images import locate_image
+from iqa_ray.decoding import ImageError, UnreadError, hash_content
+from iqa_ray.image_source import ImageSource
 
 Pixels = NDArray[np.uint8]
 
 
 def load_pixels(
+    source: ImageSource,
     paths: Sequence[str],
     image_size: int,
-    max_pixels: int,
-    options: str,
     num_threads: int,
     on_unread: Callable[[int], object] | None = None,
 ) -> tuple[Pixels, list[str | None]]:
-    """Decode images, scale the shorter side to `image_size` and cut the centre.
+    """Decode images of `source`, scale the shorter side to `image_size` and cut the centre.
 
     `on_unread` is told the rows of files that are away or refused, from several threads.
 
@@ -42,8 +35,8 @@ def load_pixels(
 
     def load(row: int) -> None:
         try:
-            data = read_image_bytes(locate_image(paths[row], options))
-            image = Image.fromarray(decode_image(data, max_pixels))
+            data = source.read(paths[row])
+            image = Image.fromarray(source.decode(data))
         except ImageError as error:
             if on_unread is not None and isinstance(error, UnreadError):
                 on_unread(row)

@@ -17,6 +17,7 @@ from iqa_ray.capacity import Resources
 from iqa_ray.cluster import list_nodes_with_room
 from iqa_ray.errors import IncompleteError
 from iqa_ray.files import one_line
+from iqa_ray.image_source import ImageSource
 from iqa_ray.training import loop
 from iqa_ray.training.inputs import ChunkedImages
 from iqa_ray.training.pixels import load_pixels
@@ -41,8 +42,7 @@ class Material:
         num_classes: of the comparison.
         weights: of each backbone, the content of the file with its initial weights, if any.
         image_size: pixels a side that networks see.
-        max_pixels: larger images are not decoded.
-        options: of the data set's URI.
+        source: of the images.
     """
 
     paths: list[str]
@@ -51,8 +51,7 @@ class Material:
     num_classes: int
     weights: dict[str, bytes | None]
     image_size: int
-    max_pixels: int
-    options: str
+    source: ImageSource
 
 
 @dataclass
@@ -136,10 +135,9 @@ def load_on_nodes(
         place = decode.options(scheduling_strategy=strategy, num_returns=2)
         chunks[node] = [
             place.remote(
+                material.source,
                 material.paths[start : start + _CHUNK_SIZE],
                 material.image_size,
-                material.max_pixels,
-                material.options,
                 1,
             )
             for start in range(0, len(material.paths), _CHUNK_SIZE)
