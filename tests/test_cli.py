@@ -19,8 +19,7 @@ from iqa_ray.decoding import DEFAULT_MAX_PIXELS, hash_content
 from iqa_ray.images import list_images
 from iqa_ray.metrics.spec import get_spec
 from iqa_ray.parts import make_fingerprints
-from iqa_ray.scores import SCORES_SCHEMA, scores_folder
-from iqa_ray.scoring import make_row_settings
+from iqa_ray.scores import SCORES_SCHEMA, make_row_settings, scores_folder
 from iqa_ray.selection.cutoffs import Cutoff
 from iqa_ray.store import Workspace
 
