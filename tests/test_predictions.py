@@ -443,10 +443,11 @@ def test_unusable_predictions_are_refused_in_one_line(listed, text, problem):
 def test_a_label_without_a_class_is_not_judged():
     frame = pd.DataFrame(
         {
-            "image_id": list("1234"), "path": list("wxyz"), "confidence": 0.5,
-            "label": ["a", "c", None, "b"], "predicted": ["a", "a", "a", "a"],
+            "image_id": list("12345"), "path": list("vwxyz"), "confidence": 0.5,
+            "label": ["a", "c", None, "b", "a"], "predicted": ["a", "a", "a", "a", None],
         }
     )  # fmt: skip
     of_two = judge_predictions(frame.copy(), {"a", "b"}).column("correct").to_pylist()
-    assert of_two == [True, None, None, False]
-    assert judge_predictions(frame).column("correct").to_pylist() == [True, False, None, False]
+    assert of_two == [True, None, None, False, None]
+    of_any = judge_predictions(frame).column("correct").to_pylist()
+    assert of_any == [True, False, None, False, None]
