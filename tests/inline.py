@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -129,7 +130,10 @@ def put(file: Path, lapm: int, wavs: int = 0) -> None:
 def score_by_colour() -> Any:
     """Make LAPM an image's red and WAVS its green, so that scores are what a test says."""
     by_colour = {
-        name: lambda planes, channel=channel: float(planes._image[0, 0, channel])
+        name: replace(
+            metrics.SPECS[name],
+            function=lambda planes, channel=channel: float(planes._image[0, 0, channel]),
+        )
         for channel, name in enumerate(("lapm", "wavs"))
     }
-    return mock.patch.dict(metrics._FUNCTIONS, by_colour)
+    return mock.patch.dict(metrics.SPECS, by_colour)

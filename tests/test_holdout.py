@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from iqa_ray import holdout
 from iqa_ray.errors import UsageError
+from iqa_ray.files import Location, locate
 from iqa_ray.holdout import draw_share, find_same_images, find_split
+from iqa_ray.image_source import ImageSource
 
 
 def make_images(splits: list[str | None], labels: list[str | None] | None = None) -> pa.Table:
@@ -65,27 +66,40 @@ def write(folder: Path, **contents: bytes) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def test_images_are_the_same_by_path_or_by_content(tmp_path, monkeypatch):
+HERE = ImageSource(locate("/"))
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The names of the files that were opened, with the options of the source that did."""
+    found: list[tuple[str, str]] = []
+    read = ImageSource.read
+
+    def note(source, path):
+        found.append((os.path.basename(path), source.options))
+        return read(source, path)
+
+    monkeypatch.setattr(ImageSource, "read", note)
+    return found
+
+
+def find(images, others):
+    return find_same_images(images, HERE, others, HERE).tolist()
+
+
+def test_images_are_the_same_by_path_or_by_content(tmp_path, opened):
     images = write(tmp_path / "a", same=b"1234", other=b"4321", listed=b"12", alone=b"123456789")
     others = write(tmp_path / "b", copy=b"1234", larger=b"12345678")
-    opened = []
-    read_bytes = holdout.read_bytes
-
-    def read(location):
-        opened.append(os.path.basename(location.path))
-        return read_bytes(location)
-
-    monkeypatch.setattr(holdout, "read_bytes", read)
-    found = find_same_images(list_files(*images), "", list_files(*others, images[2]), "")
-    assert found.tolist() == [True, False, True, False]
+    found = find(list_files(*images), list_files(*others, images[2]))
+    assert found == [True, False, True, False]
     # those of a size that the other side has as well, and no other
-    assert sorted(opened) == ["copy", "other", "same"]
+    assert sorted(name for name, _ in opened) == ["copy", "other", "same"]
 
 
-def test_where_no_size_is_shared_nothing_is_read(tmp_path, monkeypatch):
+def test_where_no_size_is_shared_nothing_is_read(tmp_path, opened):
     images, others = write(tmp_path / "a", x=b"1"), write(tmp_path / "b", y=b"12")
-    monkeypatch.setattr(holdout, "read_bytes", lambda _: pytest.fail("read"))
-    assert find_same_images(list_files(*images), "", list_files(*others), "").tolist() == [False]
+    assert find(list_files(*images), list_files(*others)) == [False]
+    assert opened == []
 
 
 def test_images_that_are_away_are_no_copies_of_each_other(tmp_path):
@@ -94,24 +108,15 @@ def test_images_that_are_away_are_no_copies_of_each_other(tmp_path):
     for file in [images[0], others[0]]:
         file.unlink()
     gone = pa.concat_tables([list_files(tmp_path / "c", sizes=[2]), listed[0].slice(2)])
-    assert find_same_images(gone, "", listed[1], "").tolist() == [False, False]
+    assert find(gone, listed[1]) == [False, False]
     unknown = list_files(tmp_path / "c", images[1], sizes=[None, 2])
-    assert find_same_images(unknown, "", list_files(images[1], sizes=[None]), "").tolist() == [
-        False, True,
-    ]  # fmt: skip
+    assert find(unknown, list_files(images[1], sizes=[None])) == [False, True]
 
 
-def test_each_side_is_read_with_its_own_options(tmp_path, monkeypatch):
+def test_each_side_is_read_with_its_own_options(tmp_path, opened):
     images, others = write(tmp_path / "a", x=b"12"), write(tmp_path / "b", y=b"12")
-    asked = {}
-
-    def locate_image(path, options):
-        asked[os.path.basename(path)] = options
-        return located(path, "")
-
-    located = holdout.locate_image
-    monkeypatch.setattr(holdout, "locate_image", locate_image)
-    same = find_same_images(list_files(*images), "one", list_files(*others), "two")
-    assert asked == {"x": "one", "y": "two"}
+    one, two = (ImageSource(Location("", "/", options)) for options in ("one", "two"))
+    same = find_same_images(list_files(*images), one, list_files(*others), two)
+    assert sorted(opened) == [("x", "one"), ("y", "two")]
     assert same.dtype == np.bool_
     assert same.tolist() == [True]

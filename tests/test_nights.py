@@ -20,8 +20,9 @@ from iqa_ray.cli import main
 from iqa_ray.config import make_job
 from iqa_ray.decoding import hash_content
 from iqa_ray.errors import UsageError
+from iqa_ray.image_source import ImageSource
 from iqa_ray.metrics.spec import SPECS
-from iqa_ray.rescoring import jobs, night
+from iqa_ray.rescoring import jobs
 from iqa_ray.rescoring.jobs import (
     CompactJob,
     RescoreJob,
@@ -404,7 +405,7 @@ def test_a_night_without_change_opens_no_image(desk, monkeypatch):
     desk.score("lapm")
     touch(desk.photos / "a" / "1.bmp")
     assert desk.rescore()["num_retouched"] == 1
-    monkeypatch.setattr(night, "read_file", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(ImageSource, "read", lambda *_: pytest.fail("opened"))
     summary = desk.rescore()
     assert (summary["num_unchanged"], summary["num_scored"], summary["num_reused"]) == (2, 0, 2)
     assert desk.scored == []
@@ -419,38 +420,17 @@ def test_only_images_whose_content_decides_are_opened(desk, monkeypatch):
     (desk.photos / "a" / "2.bmp").rename(desk.photos / "a" / "new.bmp")
     opened = []
 
-    def read_file(path: str, options: str) -> Any:
+    def note(source: ImageSource, path: str) -> Any:
         opened.append(Path(path).name)
-        return night_reads(path, options)
+        return hash_image(source, path)
 
-    night_reads = night.read_file
-    monkeypatch.setattr(night, "read_file", read_file)
+    hash_image = ImageSource.hash
+    monkeypatch.setattr(ImageSource, "hash", note)
     summary = desk.rescore()
     assert sorted(opened) == ["0.bmp", "1.bmp", "new.bmp"]
     assert desk.scored == [("lapm", "0.bmp")]
     counts = [summary[f"num_{n}"] for n in ("new", "changed", "moved", "deleted", "retouched")]
     assert counts == [0, 1, 1, 0, 1]
-
-
-def test_images_are_opened_with_the_options_of_their_store(desk, monkeypatch):
-    file = desk.put("a/0.bmp", 10)
-    desk.score("lapm")
-    touch(file)
-    asked = []
-
-    def list_images(*args: Any, **given: Any) -> Any:
-        listing = night_lists(*args, **given)
-        return replace(listing, root=replace(listing.root, options="region=x"))
-
-    def read_file(path: str, options: str) -> Any:
-        asked.append(options)
-        return night_reads(path, "")
-
-    night_lists, night_reads = night.list_images, night.read_file
-    monkeypatch.setattr(night, "list_images", list_images)
-    monkeypatch.setattr(night, "read_file", read_file)
-    assert desk.rescore()["num_retouched"] == 1
-    assert asked == ["region=x"]
 
 
 def test_nights_label_images_as_the_last_score_did(desk):
@@ -467,7 +447,7 @@ def test_an_image_that_cannot_be_opened_is_scored_like_a_changed_one(desk, monke
     file = desk.put("a/1.bmp", 20)
     desk.score("lapm")
     touch(file)
-    monkeypatch.setattr(night, "read_file", lambda *_: night.ImageError("unreadable", "away"))
+    monkeypatch.setattr(ImageSource, "hash", lambda *_: None)
     assert desk.rescore()["num_changed"] == 1
     assert desk.scored == [("lapm", "1.bmp")]
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from iqa_ray import predicting
 from iqa_ray.files import locate
+from iqa_ray.image_source import ImageSource
 from iqa_ray.predicting import PredictJob
 from iqa_ray.studies import arms
 from iqa_ray.studies.compare_quality import CompareJob
@@ -254,7 +255,7 @@ def make_keys(job, weights):
     rows = [("train", "a", "x"), ("train", "b", "y"), ("validation", "c", "x"), ("test", "d", "y")]
     splits = pd.DataFrame(rows, columns=["part", "image_id", "label"]).assign(arm="high")
     pool = splits[["image_id", "label"]].assign(content_hash=["1", "2", "3", "4"])
-    candidates = arms.Candidates(pool, (), "", 1000)
+    candidates = arms.Candidates(pool, (), ImageSource(locate("photos"), 1000))
     runs = arms._make_runs(
         job, ["resnet18"], splits, pool, candidates, {"resnet18": weights}, job.image_size
     )
