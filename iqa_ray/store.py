@@ -34,7 +34,7 @@ _CONFIGS = "configs"
 
 
 class Workspace:
-    """A folder or URI that holds a data set's tables (DESIGN, section 1)."""
+    """A folder or URI that holds a data set's tables (README, "Architecture")."""
 
     def __init__(self, uri: str) -> None:
         self.location = locate(uri)

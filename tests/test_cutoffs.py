@@ -162,7 +162,7 @@ def test_cutoffs_of_the_examples_mean_something_for_the_demo_s_images(tmp_path):
             scores.append(lapm(np.asarray(image.convert("RGB"))))
             halves.append(lapm(np.asarray(image.convert("RGB").reduce(2))))
     assert 0.2 < cutoff.is_low(np.array(scores)).mean() < 0.8
-    assert not (np.array(scores) < 0.206).any()  # the paper's, on another scale
+    assert not (np.array(scores) < 0.206).any()  # of Smith et al., on another scale
     assert np.median(halves) > 1.8 * np.median(scores)
 
 

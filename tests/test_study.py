@@ -239,8 +239,8 @@ def test_ranks_put_copies_behind_and_voters_are_the_best():
     assert study.choose_voters(judgements, 9) == ("a", "c", "b")
 
 
-def test_the_papers_table_1_under_the_default_thresholds():
-    """SRCC of Table 1: the paper votes with LAPM, WAVS and MUSIQ, though MUSIQ follows cropping."""
+def test_table_1_of_smith_et_al_under_the_default_thresholds():
+    """SRCC of Table 1: Smith et al. vote with MUSIQ too, though it follows cropping."""
     names = ["lapv", "lapm", "wavs", "brisque", "niqe", "musiq", "maniqa", "hyperiqa"]
     srcc = {
         "cropping": [0.358, 0.152, 0.164, 0.406, 0.969, 0.952, 0.927, 0.333],

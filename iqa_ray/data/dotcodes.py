@@ -2,8 +2,8 @@
 
 Two manufacturers print the same kind of code and differ only in the fine geometry of the dots, so
 a classifier needs the sharp detail that defocus takes away. This stands in for the commercial
-product images of the paper (section 2.1, Datasets 1 and 2), which are not public; here the blur of
-every image is known.
+product images of Smith et al. (section 2.1, Datasets 1 and 2), which are not public; here the blur
+of every image is known.
 
 Each image is made as a camera makes it: a lit scene in linear light, Gaussian defocus, the tone
 curve, sensor noise, 8-bit rounding, JPEG. Lengths in a scene are in dot pitches or image sides, so
@@ -343,7 +343,7 @@ def make_dataset(
 
     Args:
         out_dir: new, empty, or made by an earlier call with the same settings.
-        num_images: at least 2; the paper's Dataset 2 has 700.
+        num_images: at least 2; Dataset 2 of Smith et al. has 700.
         image_size: side in pixels, at least 64.
         seed: 0 or more.
         progress: called with 1 after every image that was written.

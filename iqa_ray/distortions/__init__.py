@@ -84,9 +84,9 @@ _ALL = (
 )
 DISTORTIONS: dict[str, Distortion] = {distortion.name: distortion for distortion in _ALL}
 
-# paper, distortion, parameters at the paper's own levels from 1 on
+# method, distortion, parameters at the levels of its paper, from 1 on
 PAPER_LEVELS: dict[str, dict[str, tuple[float, ...]]] = {
-    # paper 003, section 4.3
+    # Chen et al. 2017, section 4.3
     "label_smoothing": {
         "gaussian_blur": (0.7, 1.0, 1.2),
         "noise": (0.005, 0.01, 0.02),

@@ -28,7 +28,7 @@ _PHASE = 0.25
 def crop_progressively(image: Pixels, step: int) -> Pixels:
     """Cut `step` twentieths of the height and of the width off the bottom and the right.
 
-    The series of the paper is steps 0 to 9, ten images (paper 000, section 2.1).
+    The series of Smith et al. (section 2.1) is steps 0 to 9, ten images.
 
     Args:
         image: (H, W, 3) uint8 RGB, at least 20 px a side, so that every step takes something.

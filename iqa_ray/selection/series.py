@@ -62,7 +62,8 @@ def _degrade(image: Pixels, index: int, rng: np.random.Generator, name: str) -> 
     return distortions.distort(image, name, level=index, rng=rng)
 
 
-# The first three are the paper's (section 2.1): ten images each, six rotations in steps of 15°.
+# The first three are those of Smith et al. (section 2.1): ten crops, six rotations in steps of 15°,
+# ten steps of defocus.
 CONFIGURATIONS: dict[str, Configuration] = {
     "cropping": Configuration(distortions.NUM_CROP_STEPS, _crop),
     # index 0 has the others' crop and interpolation, so that only the angle differs

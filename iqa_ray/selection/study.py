@@ -2,7 +2,7 @@
 
 A series is one sample under one configuration at rising indices: cropped further and further,
 rotated, blurred more and more. A metric that is to vote must follow the blurring and ignore the
-others (paper 000, sections 2.1, 3.1.1, 4.1 and Table 1). Pure: tables in, tables out.
+others (Smith et al., sections 2.1, 3.1.1, 4.1 and Table 1). Pure: tables in, tables out.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Correlation:
 
 
 def correlate(index: ArrayLike, scores: ArrayLike) -> Correlation | None:
-    """Correlate a series (paper 000, equations 1 and 2); NaN stands for an image without a score.
+    """Correlate a series (Smith et al., eq. 1 and 2); NaN stands for an image without a score.
 
     None where that is undefined: fewer than three images have a score, or all the same one.
     """

@@ -315,7 +315,7 @@ def _without_nan(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_study(summary: dict[str, Any]) -> str:
-    """The study laid out as the paper's Table 1, and the verdicts, for people."""
+    """The study laid out as Table 1 of Smith et al., and the verdicts, for people."""
     metrics = list(summary["metrics"])
     rows = {(row["configuration"], row["metric"]): row for row in summary["table"]}
     configurations = list(dict.fromkeys(row["configuration"] for row in summary["table"]))

@@ -1,4 +1,4 @@
-"""Votes: each metric calls an image low or not, and a rule rejects (paper 000, section 3.1.1)."""
+"""Votes: each metric calls an image low or not; a rule rejects (Smith et al., section 3.1.1)."""
 
 from __future__ import annotations
 

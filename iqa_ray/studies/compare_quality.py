@@ -1,4 +1,4 @@
-"""Does training on the selected images beat training on all? (paper 000, sections 3.2, 4.3)."""
+"""Does training on the selected images beat training on all? (Smith et al., sections 3.2, 4.3)."""
 
 from __future__ import annotations
 
@@ -144,5 +144,5 @@ def _read_others(candidates: Candidates, test_on: str) -> tuple[pd.DataFrame, in
 
 
 def describe_compare(summary: dict[str, Any]) -> str:
-    """The paper's Table 2 and what it comes to, for people."""
+    """Table 2 of Smith et al. and what it comes to, for people."""
     return describe_study(summary, FOLDER)

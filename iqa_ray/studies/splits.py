@@ -1,4 +1,4 @@
-"""Who is trained, validated and tested on what (paper 000, sections 3.2 and 3.3).
+"""Which images train, validate and test each arm (Smith et al., sections 3.2 and 3.3).
 
 An arm is one way to choose training images. All arms of a study have as many of them and share
 the validation and the test part. Copies of an image (equal content hashes) count as one where
@@ -21,7 +21,7 @@ TestOn = Literal["high", "all"]
 
 SMALLEST_CLASS = 10  # different high-quality images; with fewer, a tenth is less than one image
 SMALLEST_PROBLEM = 2  # classes
-SHARES = (0, 10, 20, 30, 40, 50)  # per cent of the images that are removed (paper 000, Table 3)
+SHARES = (0, 10, 20, 30, 40, 50)  # per cent of the images that are removed (Smith et al., Table 3)
 REMOVED = "removed-"  # begins the names of the arms of `split_varying`
 _MOST_NAMES = 10  # in a note
 
@@ -65,7 +65,7 @@ class _Parts:
 def split_quality(
     images: pd.DataFrame, seed: int, num_train: int | None = None, test_on: TestOn = "high"
 ) -> Splits:
-    """Split into the arms `high` and `all` (paper 000, section 3.2).
+    """Split into the arms `high` and `all` (Smith et al., section 3.2).
 
     High-quality images are split 80/10/10 into training, validation and test, stratified by label.
     The other arm draws as many training images from all images outside validation and test: first
@@ -104,7 +104,7 @@ def split_varying(
     num_train: int | None = None,
     shares: Sequence[int] = SHARES,
 ) -> Splits:
-    """Split into one arm a share of removed images (paper 000, section 3.3).
+    """Split into one arm a share of removed images (Smith et al., section 3.3).
 
     Validation and test are those of `split_quality` with the same seed. For a share p, n / (1 - p)
     of the other images are drawn and the lowest p removed, which leaves n. A draw holds

@@ -1,7 +1,8 @@
-"""What five seeds say: means, paired differences, tests, and the paper's Tables 2 and 3 in text.
+"""Results over seeds: means, paired differences, tests, and both experiments' tables as text.
 
-Paper 000, sections 3.2, 3.3, 4.3 and 4.4. Accuracies, areas and differences are shares of 1 in
-tables and per cent in text. Pure: tables in, tables out.
+The experiments and the layout of the tables are those of Smith et al. (sections 3.2, 3.3, 4.3 and
+4.4, Tables 2 and 3); the differences and tests are ours. Accuracies, areas and differences are
+shares of 1 in tables and per cent in text. Pure: tables in, tables out.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ def _judge(accuracy: Difference, num_pairs: int) -> str:
 
 
 def format_comparison(summary: pd.DataFrame, comparison: pd.DataFrame) -> str:
-    """The paper's Table 2 in per cent, and what the comparison says of each backbone.
+    """Table 2 of Smith et al. in per cent, and what the comparison says of each backbone.
 
     Args:
         summary: what `summarise_arms` returns.
@@ -196,7 +197,7 @@ def format_comparison(summary: pd.DataFrame, comparison: pd.DataFrame) -> str:
 
 
 def format_varying(summary: pd.DataFrame) -> str:
-    """The paper's Table 3 in per cent, from what `summarise_arms` returns for `split_varying`."""
+    """Table 3 of Smith et al. in per cent, from `summarise_arms` of what `split_varying` gives."""
     best = _find_best(summary)
     rows = [
         [str(row["arm"]).removeprefix(REMOVED), *_format_results(row, best)]

@@ -1,4 +1,4 @@
-"""How much of the lowest quality is worth removing? (paper 000, sections 3.3, 4.4)."""
+"""How much of the lowest quality is worth removing? (Smith et al., sections 3.3, 4.4)."""
 
 from __future__ import annotations
 
@@ -72,5 +72,5 @@ def run_vary(job: VaryJob) -> dict[str, Any]:
 
 
 def describe_vary(summary: dict[str, Any]) -> str:
-    """The paper's Table 3, for people."""
+    """Table 3 of Smith et al., for people."""
     return describe_study(summary, FOLDER, ", curve.png")
