@@ -13,8 +13,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import iqa_ray
-from iqa_ray.config import build_parser, parse_job
-from iqa_ray.credentials import refuse_credentials
+from iqa_ray.config import build_parser, parse_job, refuse_credentials
 from iqa_ray.errors import IncompleteError, UsageError
 
 DONE, INCOMPLETE, UNUSABLE, ALERT = 0, 1, 2, 3

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 from pyarrow import parquet as pq
 
-from iqa_ray.credentials import refuse_credentials
+from iqa_ray.config import refuse_credentials
 from iqa_ray.errors import UsageError
 from iqa_ray.object_stores import UnansweredError, ask, find_kind, name_error, open_store
 

@@ -14,7 +14,7 @@ from pyarrow import compute as pc
 from pyarrow import csv as pacsv
 from pyarrow import fs as pafs
 
-from iqa_ray.credentials import refuse_credentials
+from iqa_ray.config import refuse_credentials
 from iqa_ray.errors import UsageError
 from iqa_ray.files import (
     Location,

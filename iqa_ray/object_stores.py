@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from iqa_ray.credentials import refuse_credentials
+from iqa_ray.config import refuse_credentials
 
 AnswerT = TypeVar("AnswerT")
 

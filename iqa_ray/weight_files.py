@@ -28,7 +28,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
-from iqa_ray.credentials import refuse_credentials
+from iqa_ray.config import refuse_credentials
 from iqa_ray.errors import UsageError
 from iqa_ray.files import (
     Location,

@@ -12,8 +12,7 @@ from pydantic import ValidationError
 
 import iqa_ray
 from iqa_ray import cli
-from iqa_ray.config import make_job
-from iqa_ray.credentials import refuse_credentials
+from iqa_ray.config import make_job, refuse_credentials
 from iqa_ray.errors import UsageError
 from iqa_ray.files import locate
 from iqa_ray.images import list_images, read_manifest
