@@ -9,7 +9,7 @@ after the first round they are read from memory. Timed in every round, in turns:
                one score an image. With n_jobs=1, on one core, over all images. With n_jobs=2 over a
                fifth of them, which is in its favour: it pickles the list of all paths with every
                few images that it hands to a job, so its rate falls as the list grows.
-  end_to_end   `iqa_ray.scoring.run_score` with two actors of one thread each into an empty
+  end_to_end   `iqa_ray.scoring.jobs.run_score` with two actors of one thread each into an empty
                workspace: starting Ray, listing, actors, scores, parts, ending Ray.
   ray_up       the same with Ray started before, and warmed up by one short run.
 
@@ -33,10 +33,10 @@ from benchmarks.images import LinkedImages, open_source
 from benchmarks.machine import find_version
 from benchmarks.report import make_parser, print_result, summarise
 from benchmarks.runs import METRICS, time_run
-from iqa_ray import cluster
+from iqa_ray.cluster import connection
 from iqa_ray.metrics.spec import CPU_METRICS
-from iqa_ray.planning import SMALLEST_SHARD
 from iqa_ray.progress import log
+from iqa_ray.scoring.planning import SMALLEST_SHARD
 
 NUM_WORKERS = 2
 FEWER = 5
@@ -76,7 +76,7 @@ def measure(source: LinkedImages, num_images: int, num_rounds: int) -> dict[str,
         three["end_to_end"].append(time_run(many, METRICS, NUM_WORKERS))
         theirs["2 jobs"].append(time_cleanvision(fewer, num_fewer, NUM_WORKERS))
         five["end_to_end"].append(time_run(fewer, CPU_METRICS, NUM_WORKERS))
-        with cluster.connect(None):
+        with connection.connect(None):
             time_run(few, CPU_METRICS, NUM_WORKERS)
             three["ray_up"].append(time_run(many, METRICS, NUM_WORKERS))
             five["ray_up"].append(time_run(fewer, CPU_METRICS, NUM_WORKERS))

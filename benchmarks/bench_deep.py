@@ -29,17 +29,17 @@ from PIL import Image
 
 from benchmarks.random_weights import make_random_weights
 from benchmarks.report import make_parser, print_result, summarise
-from iqa_ray.data.dotcodes import make_dataset
-from iqa_ray.deep_shards import DeepPlan, DeepShardScorer
-from iqa_ray.files import locate
-from iqa_ray.image_source import ImageSource
-from iqa_ray.images import list_images
+from iqa_ray.images.listing import list_images
+from iqa_ray.images.source import ImageSource
 from iqa_ray.metrics.deep import DeepMetric, Device
-from iqa_ray.metrics.pulling import prepare_weights
 from iqa_ray.metrics.spec import get_spec
-from iqa_ray.metrics.weights import Weights, build_model
-from iqa_ray.parts import make_fingerprints
-from iqa_ray.shards import ScoringRun, Shard
+from iqa_ray.scoring.cpu_scorer import ScoringRun, Shard
+from iqa_ray.scoring.deep_scorer import DeepPlan, DeepShardScorer
+from iqa_ray.storage.files import locate
+from iqa_ray.storage.parts import make_fingerprints
+from iqa_ray.synthetic.dotcodes import make_dataset
+from iqa_ray.weights.metric_files import Weights, build_model
+from iqa_ray.weights.pulling import prepare_weights
 
 DEFAULT_METRICS: dict[Device, str] = {"cpu": "musiq", "cuda": "musiq,maniqa,hyperiqa"}
 DEFAULT_NUM_IMAGES: dict[Device, int] = {"cpu": 8, "cuda": 256}

@@ -24,11 +24,11 @@ from pyarrow import parquet as pq
 from benchmarks.driver import read_peak_mb
 from benchmarks.machine import describe_machine
 from iqa_ray import metrics
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.scores import SCORES_SCHEMA, make_row_settings, scores_folder
-from iqa_ray.scoring import run_score
-from iqa_ray.shards import Scorer, ScoringRun, Shard, ShardReport
-from iqa_ray.store import Workspace
+from iqa_ray.scoring.cpu_scorer import Scorer, ScoringRun, Shard, ShardReport
+from iqa_ray.scoring.jobs import run_score
+from iqa_ray.scoring.settings import ScoreJob
+from iqa_ray.scoring.tables import SCORES_SCHEMA, make_row_settings, scores_folder
+from iqa_ray.storage.workspace import Workspace
 
 METRICS = ("lapv", "lapm", "wavs")
 

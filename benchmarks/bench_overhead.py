@@ -11,8 +11,8 @@ into an empty workspace, and each worker has scored a few images before its cloc
          that they share, goes to whoever asks, so that a core which others slow down gets fewer, as
          under Ray. Timed from the word to begin until the last process says that it is done. Ray
          is down meanwhile.
-  ray    `iqa_ray.pools.run_shards` with Ray already up. Timed from the beginning of the first
-         shard until the driver knows of the last one; where an actor comes up later than the
+  ray    `iqa_ray.cluster.pools.run_shards` with Ray already up. Timed from the beginning of the
+         first shard until the driver knows of the last one; where an actor comes up later than the
          first, that counts against Ray. `ray_with_actors_start` is the whole call: starting the
          actors, warming them up and ending them too. `ray_with_its_start` adds starting and ending
          Ray itself.
@@ -35,11 +35,11 @@ from typing import Any
 from benchmarks.images import LinkedImages, open_source
 from benchmarks.report import make_parser, print_result, summarise
 from benchmarks.runs import METRICS, SHARD_SIZE, cut_shards, make_scorer
-from iqa_ray import cluster
-from iqa_ray.capacity import Resources
-from iqa_ray.pools import Pool, run_shards
+from iqa_ray.cluster import connection
+from iqa_ray.cluster.capacity import Resources
+from iqa_ray.cluster.pools import Pool, run_shards
 from iqa_ray.progress import log
-from iqa_ray.shards import Shard
+from iqa_ray.scoring.cpu_scorer import Shard
 
 MakeWorker = Callable[[], Callable[[Shard], dict[str, Any]]]
 
@@ -103,7 +103,7 @@ def time_ray(make: MakeWorker, shards: list[Shard], num_actors: int) -> dict[str
     """Seconds of the shards alone, of the whole call, and of that with starting and ending Ray."""
     done: list[tuple[dict[str, Any], float]] = []
     ray_start = monotonic()
-    with cluster.connect(None):
+    with connection.connect(None):
         start = monotonic()
         failures = run_shards(
             [Pool(make, shards, num_actors, Resources())],

@@ -4,7 +4,7 @@
 
 The images of DIR (synthetic ones of 256x256 px without it) are linked under many names until there
 are `--num-images`. The loop is `score_shard` over all of them, on one thread, writing nothing. The
-Ray run is `iqa_ray.scoring.run_score` into an empty workspace: timed end to end (connecting,
+Ray run is `iqa_ray.scoring.jobs.run_score` into an empty workspace: timed end to end (connecting,
 listing, actors, parts) and again with Ray already up. A third row spreads the same shards with Ray
 Data instead of our pool. Ratios are of the loop's mean seconds to the others' means.
 """
@@ -20,10 +20,11 @@ from typing import Any
 from benchmarks.images import LinkedImages, open_source
 from benchmarks.report import make_parser, print_result
 from benchmarks.runs import METRICS, cut_shards, make_scorer, time_run
-from iqa_ray import cluster, metrics
-from iqa_ray.files import locate
-from iqa_ray.image_source import ImageSource
-from iqa_ray.shards import score_shard
+from iqa_ray import metrics
+from iqa_ray.cluster import connection
+from iqa_ray.images.source import ImageSource
+from iqa_ray.scoring.cpu_scorer import score_shard
+from iqa_ray.storage.files import locate
 
 
 def time_loop(images: Path) -> float:
@@ -68,7 +69,7 @@ def measure(source: LinkedImages, num_images: int, num_actors: int) -> dict[str,
     images, few = source.link(num_images), source.link(min(num_images, 1000))
     end_to_end_s = time_run(images, METRICS, num_actors)
     loop_s = time_loop(images)
-    with cluster.connect(None):
+    with connection.connect(None):
         time_run(few, METRICS, num_actors)  # warms Ray up
         ray_s = time_run(images, METRICS, num_actors)
         loop_again_s = time_loop(images)

@@ -22,12 +22,12 @@ import numpy as np
 
 from benchmarks.images import open_source
 from benchmarks.report import make_parser, print_result
-from iqa_ray import cluster
-from iqa_ray.capacity import Resources
-from iqa_ray.decoding import hash_content
-from iqa_ray.files import locate
-from iqa_ray.image_source import ImageSource
-from iqa_ray.training.lanes import plan_lanes, train_runs
+from iqa_ray.cluster import connection
+from iqa_ray.cluster.capacity import Resources
+from iqa_ray.images.decoding import hash_content
+from iqa_ray.images.source import ImageSource
+from iqa_ray.storage.files import locate
+from iqa_ray.training.parallel import plan_lanes, train_runs
 from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run
 from iqa_ray.training.sharing import Material
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--num-seeds", type=int, default=5)
     arguments = parser.parse_args()
     recipe = {name: getattr(arguments, name) for name in ("backbone", "epochs", "image_size")}
-    with open_source(arguments.images, 256) as source, cluster.connect(None):
+    with open_source(arguments.images, 256) as source, connection.connect(None):
         paths = [source.paths[i % len(source.paths)] for i in range(arguments.num_images)]
         targets = np.random.default_rng(0).integers(NUM_CLASSES, size=len(paths))
         hashes = [hash_content(Path(path).read_bytes()) for path in paths]
@@ -90,7 +90,7 @@ def main() -> None:
         )
         runs = make_runs(recipe, arguments.num_seeds, len(paths))
         shared, num_lanes = plan_lanes(None, 1.0)
-        cpus = max(node.get("CPU", 1.0) for node in cluster.list_nodes())
+        cpus = max(node.get("CPU", 1.0) for node in connection.list_nodes())
         alone = Resources(cpus if not shared.num_gpus else 1.0, float(shared.num_gpus > 0))
         beside_s, decode_s = time_groups([runs], material, (shared, num_lanes))
         one_by_one_s, _ = time_groups([[run] for run in runs], material, (alone, 1))

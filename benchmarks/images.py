@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from iqa_ray.data.dotcodes import make_dataset
-from iqa_ray.images import list_images
+from iqa_ray.images.listing import list_images
+from iqa_ray.synthetic.dotcodes import make_dataset
 
 _NUM_SYNTHETIC = 200
 

@@ -39,9 +39,9 @@ ROOMS = {
     "selection": [
         f"iqa_ray/selection/{name}.py" for name in ("cutoffs", "jobs", "subsets", "votes")
     ],
-    "study": ["iqa_ray/selection/study.py"],
+    "study": ["iqa_ray/study/verdicts.py"],
     "experiments": [f"iqa_ray/studies/{name}.py" for name in ("splits", "statistics")],
-    "predictions": ["iqa_ray/predictions.py", "iqa_ray/holdout.py"],
+    "predictions": ["iqa_ray/predictions/table.py", "iqa_ray/predictions/holdout.py"],
     "rescoring": [
         f"iqa_ray/rescoring/{name}.py" for name in ("changes", "drift", "history", "jobs", "night")
     ],
@@ -49,8 +49,8 @@ ROOMS = {
         f"iqa_ray/{name}.py"
         for name in ("files", "lock", "object_stores", "part_files", "parts", "store")
     ],
-    "images": ["iqa_ray/images.py", "iqa_ray/decoding.py"],
-    "cluster": ["iqa_ray/capacity.py"],
+    "images": ["iqa_ray/images/listing.py", "iqa_ray/images/decoding.py"],
+    "cluster": ["iqa_ray/cluster/capacity.py"],
     "metrics": ["iqa_ray/metrics/sharpness.py"],
 }
 
@@ -128,7 +128,7 @@ def print_table(title: str, rows: Mapping[str, Counts]) -> None:
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("modules", nargs="*", help="such as iqa_ray/lock.py (default: all)")
+    parser.add_argument("modules", nargs="*", help="such as iqa_ray/storage/lock.py (default: all)")
     wanted = {Path(module) for module in parser.parse_args().modules}
     paths = [path for path in sorted(walk_mutatable_files()) if not wanted or path in wanted]
     mutants = {path: list_mutants(path) for path in paths}

@@ -24,7 +24,7 @@ from PIL import Image, ImageFilter, ImageOps
 
 from benchmarks.machine import describe_machine
 from benchmarks.product_arms import CUTOFFS
-from iqa_ray.images import list_images
+from iqa_ray.images.listing import list_images
 
 NUM_NEW, NUM_CHANGED, NUM_DELETED, NUM_MOVED, NUM_BLURRED = 50, 10, 5, 5, 100
 

@@ -25,7 +25,7 @@ import pandas as pd
 from PIL import Image
 
 from benchmarks.machine import describe_machine
-from iqa_ray.images import list_images
+from iqa_ray.images.listing import list_images
 
 SIGMAS = (4.0, 6.0, 8.0)
 

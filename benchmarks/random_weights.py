@@ -17,8 +17,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from iqa_ray.metrics import loading
-from iqa_ray.weight_files import name_file
+from iqa_ray.weights import pyiqa_builder
+from iqa_ray.weights.files import name_file
 
 
 def make_random_weights(metrics: Sequence[str], folder: Path, seed: int = 0) -> list[str]:
@@ -49,8 +49,8 @@ def _collect(metric: str) -> dict[str, Any]:
     contents: dict[str, Any] = {}
     keys: dict[str, str] = defaultdict(str)  # under which a checkpoint holds the state, if any
 
-    class Noting(loading.BlankState):
-        def __missing__(self, key: str) -> loading.BlankState:
+    class Noting(pyiqa_builder.BlankState):
+        def __missing__(self, key: str) -> pyiqa_builder.BlankState:
             keys[asked[-1]] = key
             return self
 
@@ -73,12 +73,12 @@ def _collect(metric: str) -> dict[str, Any]:
         contents[asked[-1]] = {name: value.clone() for name, value in model.state_dict().items()}
 
     with (
-        loading.served_by(find),
-        loading.replaced(_builder, "load_pretrained", keep_backbone),
-        loading.replaced(torch, "load", read),
-        loading.replaced(torch.nn.Module, "load_state_dict", keep_state),
+        pyiqa_builder.served_by(find),
+        pyiqa_builder.replaced(_builder, "load_pretrained", keep_backbone),
+        pyiqa_builder.replaced(torch, "load", read),
+        pyiqa_builder.replaced(torch.nn.Module, "load_state_dict", keep_state),
     ):
-        loading.build(metric)
+        pyiqa_builder.build(metric)
     return contents
 
 

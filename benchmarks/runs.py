@@ -8,14 +8,14 @@ from time import perf_counter
 
 import numpy as np
 
-from iqa_ray.files import locate
-from iqa_ray.image_source import ImageSource
-from iqa_ray.images import list_images
-from iqa_ray.parts import make_fingerprints
-from iqa_ray.planning import LARGEST_SHARD
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.scoring import run_score
-from iqa_ray.shards import ScoringRun, Shard, ShardScorer
+from iqa_ray.images.listing import list_images
+from iqa_ray.images.source import ImageSource
+from iqa_ray.scoring.cpu_scorer import ScoringRun, Shard, ShardScorer
+from iqa_ray.scoring.jobs import run_score
+from iqa_ray.scoring.planning import LARGEST_SHARD
+from iqa_ray.scoring.settings import ScoreJob
+from iqa_ray.storage.files import locate
+from iqa_ray.storage.parts import make_fingerprints
 
 METRICS = ("lapv", "lapm", "wavs")
 SHARD_SIZE = LARGEST_SHARD

@@ -36,13 +36,13 @@ class Command:
 
 COMMANDS = {
     "make-data": Command(
-        "iqa_ray.data.jobs", "MakeDataJob", "run_make_data", "describe_data",
+        "iqa_ray.synthetic.jobs", "MakeDataJob", "run_make_data", "describe_data",
         "make synthetic photographs of dot-matrix codes, with a known defocus each",
         "iqa-ray make-data codes\n"
         "iqa-ray make-data codes --num-images 2000 --image-size 320 --seed 7",
     ),
     "score": Command(
-        "iqa_ray.scoring", "ScoreJob", "run_score", "describe_scores",
+        "iqa_ray.scoring.jobs", "ScoreJob", "run_score", "describe_scores",
         "score every image with no-reference quality metrics",
         "iqa-ray score photos --workspace ws\n"
         "iqa-ray score photos.csv --workspace ws --metrics lapm,wavs,brisque\n"
@@ -52,7 +52,7 @@ COMMANDS = {
         "--metrics lapm,musiq --resources ray.io/accelerator-type=H200",
     ),
     "predict": Command(
-        "iqa_ray.predicting", "PredictJob", "run_predict", "describe_predictions",
+        "iqa_ray.predictions.jobs", "PredictJob", "run_predict", "describe_predictions",
         "get a prediction for every scored image",
         "iqa-ray predict --workspace ws --predictions mine.csv\n"
         "iqa-ray predict --workspace ws --backbone efficientnet_lite0 --freeze-backbone "
@@ -60,7 +60,7 @@ COMMANDS = {
         "iqa-ray predict --workspace ws --backbone resnet34 --split 0.4 --epochs 40",
     ),
     "study": Command(
-        "iqa_ray.selection.study_jobs", "StudyJob", "run_study", "describe_study",
+        "iqa_ray.study.jobs", "StudyJob", "run_study", "describe_study",
         "find out which metrics can be trusted: blur moves them, cropping and rotation do not",
         "iqa-ray study photos --workspace ws\n"
         "iqa-ray study photos --workspace ws --metrics lapm,wavs,musiq --num-samples 30 --keep 2\n"
@@ -80,7 +80,7 @@ COMMANDS = {
         "iqa-ray select --workspace ws --metrics lapm,wavs,niqe --rule any --link kept",
     ),
     "compare": Command(
-        "iqa_ray.studies.compare_quality", "CompareJob", "run_compare", "describe_compare",
+        "iqa_ray.experiments.compare", "CompareJob", "run_compare", "describe_compare",
         "does training on the selected images beat training on all? five seeds each",
         "iqa-ray compare --workspace ws\n"
         "iqa-ray compare --workspace ws --backbones efficientnet_lite0 --freeze-backbone\n"
@@ -88,7 +88,7 @@ COMMANDS = {
         "--seeds 0,1,2",
     ),
     "vary": Command(
-        "iqa_ray.studies.vary_quality", "VaryJob", "run_vary", "describe_vary",
+        "iqa_ray.experiments.vary", "VaryJob", "run_vary", "describe_vary",
         "how much of the lowest quality is worth removing?",
         "iqa-ray vary --workspace ws\n"
         "iqa-ray vary --workspace ws --backbone efficientnet_lite0 --freeze-backbone "
@@ -107,7 +107,7 @@ COMMANDS = {
         "iqa-ray compact ws",
     ),
     "weights": Command(
-        "iqa_ray.weights_jobs", "WeightsJob", "run_weights", "describe_weights",
+        "iqa_ray.weights.jobs", "WeightsJob", "run_weights", "describe_weights",
         "fetch the files of deep metrics and of classifiers, or verify them",
         "iqa-ray weights pull --to /nfs/weights\n"
         "iqa-ray weights pull --backbones resnet18,resnet34,alexnet,vgg19 --to /nfs/weights\n"
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return INCOMPLETE
     except OSError as error:  # no access, a full disk, a store that failed on every try
-        from iqa_ray.files import one_line
+        from iqa_ray.storage.files import one_line
 
         is_denied = isinstance(error, PermissionError)
         advice = "" if is_denied else "; run the same command again to go on"

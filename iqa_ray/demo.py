@@ -8,16 +8,14 @@ from typing import Any
 import pandas as pd
 from pydantic import Field
 
-from iqa_ray import cluster
+from iqa_ray.cluster import connection
 from iqa_ray.config import WorkspaceJob
-from iqa_ray.data.jobs import MakeDataJob, run_make_data
 from iqa_ray.errors import UsageError
-from iqa_ray.files import locate
-from iqa_ray.predicting import PredictJob, run_predict
-from iqa_ray.predictions import PREDICTIONS_FILE
+from iqa_ray.predictions.jobs import PredictJob, run_predict
+from iqa_ray.predictions.table import PREDICTIONS_FILE
 from iqa_ray.progress import log
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.scoring import run_score
+from iqa_ray.scoring.jobs import run_score
+from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.selection.jobs import (
     SELECTION_FILE,
     CutoffsJob,
@@ -27,7 +25,9 @@ from iqa_ray.selection.jobs import (
     run_cutoffs,
     run_select,
 )
-from iqa_ray.store import Workspace
+from iqa_ray.storage.files import locate
+from iqa_ray.storage.workspace import Workspace
+from iqa_ray.synthetic.jobs import MakeDataJob, run_make_data
 
 TRAIN_SHARE = "0.4"
 NUM_VOTERS = 3
@@ -61,7 +61,7 @@ def run_demo(job: DemoJob) -> dict[str, Any]:
     making = MakeDataJob(
         out=data, num_images=job.num_images, image_size=job.image_size, seed=job.seed
     )
-    with cluster.connect(job.address):
+    with connection.connect(job.address):
         log(f"1. making {job.num_images} synthetic photographs in {data}")
         run_make_data(making)
         log("2. scoring them with five metrics")

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from iqa_ray import weight_files
+from iqa_ray.weights import files
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -21,7 +21,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         super().__init__(*arguments)
 
     def do_GET(self) -> None:
-        name = weight_files.name_file(f"http://host{self.path}")
+        name = files.name_file(f"http://host{self.path}")
         self.asked.append(name)
         path = self.folder / name
         if not path.is_file():
@@ -64,6 +64,6 @@ def answer(data: bytes) -> Iterator[str]:
         server.shutdown()
 
 
-def copy_in_a_process(folder: str, entry: weight_files.WeightFile) -> str:
+def copy_in_a_process(folder: str, entry: files.WeightFile) -> str:
     """Where this node's copy is; here, since importing this module takes no PyTorch."""
-    return str(weight_files.open_node_copy(entry, folder))
+    return str(files.open_node_copy(entry, folder))

@@ -10,13 +10,13 @@ import pandas as pd
 from inline import list_paths, put
 
 from iqa_ray.config import make_job
-from iqa_ray.predicting import PredictJob, run_predict
+from iqa_ray.predictions.jobs import PredictJob, run_predict
 from iqa_ray.rescoring.jobs import RescoreJob, run_rescore
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.scores import scores_frame
-from iqa_ray.scoring import run_score
+from iqa_ray.scoring.jobs import run_score
+from iqa_ray.scoring.settings import ScoreJob
+from iqa_ray.scoring.tables import scores_frame
 from iqa_ray.selection.jobs import CutoffsJob, SelectJob, run_cutoffs, run_select
-from iqa_ray.store import Workspace
+from iqa_ray.storage.workspace import Workspace
 
 Shards = list[tuple[str, str]]  # metric and file name, as they were scored
 

@@ -12,14 +12,24 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 
-from iqa_ray import cluster, metrics, planning, predictor, spreading
-from iqa_ray.decoding import ImageError, hash_content
-from iqa_ray.deep_shards import DeepPlan
+from iqa_ray import metrics
+from iqa_ray.cluster import connection
+from iqa_ray.cluster.pools import Pool
+from iqa_ray.images.decoding import ImageError, hash_content
 from iqa_ray.metrics.deep import make_version
-from iqa_ray.metrics.weights import Weights
-from iqa_ray.pools import Pool
-from iqa_ray.shards import Score, ScoringRun, Shard, ShardReport, make_table, write_parts
-from iqa_ray.weight_files import WeightFile
+from iqa_ray.predictions import predictor
+from iqa_ray.scoring import planning, spreading
+from iqa_ray.scoring.cpu_scorer import (
+    Score,
+    ScoringRun,
+    Shard,
+    ShardReport,
+    make_table,
+    write_parts,
+)
+from iqa_ray.scoring.deep_scorer import DeepPlan
+from iqa_ray.weights.files import WeightFile
+from iqa_ray.weights.metric_files import Weights
 
 BeforeShard = Callable[[Any], None]
 
@@ -79,11 +89,11 @@ def run_inline(before_shard: BeforeShard = lambda shard: None) -> Iterator[None]
     nodes = [{"CPU": 2.0}]
     with ExitStack() as stack:
         for target, name, stand_in in (
-            (cluster, "connect", lambda _: nullcontext()),
-            (cluster, "count_actors", lambda *_: 2),
-            (cluster, "list_nodes", lambda *_: nodes),
-            (cluster, "check_room", lambda *_: None),
-            (cluster, "prefer_gpu", lambda resources: resources),
+            (connection, "connect", lambda _: nullcontext()),
+            (connection, "count_actors", lambda *_: 2),
+            (connection, "list_nodes", lambda *_: nodes),
+            (connection, "check_room", lambda *_: None),
+            (connection, "prefer_gpu", lambda resources: resources),
             (spreading, "run_shards", run_shards),
             (spreading, "MeasuredScorer", lambda make, _: make()),
             (spreading, "DeepShardScorer", DeepStandIn),

@@ -14,9 +14,9 @@ from conftest import QUICK_HEALTH_CHECKS
 from ray.cluster_utils import Cluster
 from test_lanes import make_material, make_runs
 
-from iqa_ray.capacity import Resources
-from iqa_ray.files import locate
-from iqa_ray.training.lanes import plan_lanes, train_runs
+from iqa_ray.cluster.capacity import Resources
+from iqa_ray.storage.files import locate
+from iqa_ray.training.parallel import plan_lanes, train_runs
 
 
 def main(images: Path, out: str) -> None:

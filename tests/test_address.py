@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 import iqa_ray
-from iqa_ray import cli, cluster
-from iqa_ray.data.dotcodes import make_dataset
+from iqa_ray import cli
+from iqa_ray.cluster import connection
+from iqa_ray.synthetic.dotcodes import make_dataset
 
 NOWHERE = "127.0.0.1:1"
 USE_RAY = {
@@ -52,7 +53,7 @@ def scored(tmp_path_factory, ray_session) -> Path:
 
 def call(capsys, monkeypatch, scored, tmp_path, name: str, arguments: str) -> tuple[int, str]:
     """Exit code and standard error of a command in this process, as if it had no Ray yet."""
-    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connection.ray, "is_initialized", lambda: False)
     shutil.copytree(scored / "ws", tmp_path / "ws")
     places = {"data": scored / "data", "predictions": scored / "predictions.csv"}
     places |= {"ws": tmp_path / "ws", "empty": tmp_path / "empty"}

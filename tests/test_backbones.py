@@ -9,15 +9,16 @@ import pytest
 import torch
 from deep import serve
 
-from iqa_ray import predicting
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
 from iqa_ray.errors import UsageError
-from iqa_ray.predicting import PredictJob
-from iqa_ray.training import backbones, initial_weights
-from iqa_ray.training.initial_weights import find_weights
+from iqa_ray.predictions import jobs as predictions_jobs
+from iqa_ray.predictions.jobs import PredictJob
+from iqa_ray.training import backbones
 from iqa_ray.training.loop import predict_probabilities, start_training, train_classifier
 from iqa_ray.training.recipe import Recipe
+from iqa_ray.weights import backbones as weights_backbones
+from iqa_ray.weights.backbones import find_weights
 
 
 def num_parameters(model: torch.nn.Module) -> int:
@@ -51,7 +52,7 @@ def test_simplenet_drops_out_what_was_published():
 def test_networks_see_images_of_the_size_they_were_published_for():
     def predict(**settings):
         job = make_job(PredictJob, {"workspace": "ws", "split": "0.5", **settings})
-        return predicting._make_recipe(job).image_size
+        return predictions_jobs._make_recipe(job).image_size
 
     assert predict(backbone="simplenet") == 256
     assert predict(backbone="resnet18") == 224
@@ -218,7 +219,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.delenv("IQA_RAY_WEIGHTS", raising=False)
     with serve(folder) as (address, _):
         url = f"{address}/models/{file.name}"
-        monkeypatch.setattr(initial_weights, "find_address", lambda name: url)
+        monkeypatch.setattr(weights_backbones, "find_address", lambda name: url)
         yield file
 
 
@@ -249,16 +250,18 @@ def test_weights_of_a_folder(hub, tmp_path, monkeypatch, capsys):
 
 def test_no_network_is_one_clear_line(hub, monkeypatch):
     nowhere = "http://127.0.0.1:9/models/resnet18-00000000.pth"
-    monkeypatch.setattr(initial_weights, "find_address", lambda name: nowhere)
+    monkeypatch.setattr(weights_backbones, "find_address", lambda name: nowhere)
     with pytest.raises(UsageError, match="network cannot be used .*weights pull --backbones"):
         backbones.create("resnet18", 2, "imagenet")
 
 
 def test_addresses_are_torchvision_s():
     for name in ("resnet18", "resnet34", "alexnet", "vgg19"):
-        assert re.search(rf"/{name}-[a-z-]*[0-9a-f]{{8}}\.pth$", initial_weights.find_address(name))
+        assert re.search(
+            rf"/{name}-[a-z-]*[0-9a-f]{{8}}\.pth$", weights_backbones.find_address(name)
+        )
     with pytest.raises(UsageError, match="no weights of that name"):
-        initial_weights.find_address("resnet1")
+        weights_backbones.find_address("resnet1")
 
 
 def two_classes(size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from iqa_ray.errors import IncompleteError
-from iqa_ray.training.boards import join_board, listen
+from iqa_ray.training.events import join_board, listen
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 GUARD_S = 60

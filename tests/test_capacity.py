@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from iqa_ray.capacity import (
+from iqa_ray.cluster.capacity import (
     Placement,
     Resources,
     has_labels,
@@ -16,8 +16,8 @@ from iqa_ray.capacity import (
 )
 from iqa_ray.config import make_job
 from iqa_ray.errors import UsageError
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.studies.compare_quality import CompareJob
+from iqa_ray.experiments.compare import CompareJob
+from iqa_ray.scoring.settings import ScoreJob
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iqa_ray.images import IMAGES_SCHEMA, make_image_id
+from iqa_ray.images.listing import IMAGES_SCHEMA, make_image_id
 from iqa_ray.rescoring.changes import (
     ResolvedChanges,
     compare_listings,

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pytest
 
 from iqa_ray import cli
-from iqa_ray.decoding import DEFAULT_MAX_PIXELS, hash_content
-from iqa_ray.images import list_images
+from iqa_ray.images.decoding import DEFAULT_MAX_PIXELS, hash_content
+from iqa_ray.images.listing import list_images
 from iqa_ray.metrics.spec import get_spec
-from iqa_ray.parts import make_fingerprints
-from iqa_ray.scores import SCORES_SCHEMA, make_row_settings, scores_folder
+from iqa_ray.scoring.tables import SCORES_SCHEMA, make_row_settings, scores_folder
 from iqa_ray.selection.cutoffs import Cutoff
-from iqa_ray.store import Workspace
+from iqa_ray.storage.parts import make_fingerprints
+from iqa_ray.storage.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 

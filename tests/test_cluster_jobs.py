@@ -26,12 +26,13 @@ from conftest import make_texture
 from PIL import Image
 from test_telemetry import find_free_port, read_samples
 
-from iqa_ray import cli, shards
-from iqa_ray.image_source import ImageSource
-from iqa_ray.images import list_images
+from iqa_ray import cli
+from iqa_ray.images.listing import list_images
+from iqa_ray.images.source import ImageSource
 from iqa_ray.metrics import Metric, get_spec
-from iqa_ray.scores import scores_frame
-from iqa_ray.store import Workspace
+from iqa_ray.scoring import cpu_scorer
+from iqa_ray.scoring.tables import scores_frame
+from iqa_ray.storage.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 METRICS = ("lapm", "wavs")
@@ -222,7 +223,7 @@ def check_scores(photos: Path, ws: Path) -> None:
     """Every listed image has the scores that it gets in this process."""
     listing = list_images(str(photos))
     computed = [Metric(get_spec(name)) for name in METRICS]
-    tables, _ = shards.score_shard(listing.table, computed, ImageSource(listing.root, 10**8))
+    tables, _ = cpu_scorer.score_shard(listing.table, computed, ImageSource(listing.root, 10**8))
     found = scores_frame(Workspace(str(ws)), METRICS).set_index("image_id").sort_index()
     for name in METRICS:
         expected = tables[name].to_pandas().set_index("image_id").sort_index()["score"]

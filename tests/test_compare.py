@@ -20,16 +20,16 @@ from test_runs import without_times
 import iqa_ray
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
-from iqa_ray.data.dotcodes import make_dataset
-from iqa_ray.decoding import hash_content
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.scores import read_scores
-from iqa_ray.store import Workspace
-from iqa_ray.studies import arms
-from iqa_ray.studies.compare_quality import CompareJob, describe_compare, run_compare
-from iqa_ray.studies.splits import find_leaks
-from iqa_ray.studies.vary_quality import VaryJob, describe_vary, run_vary
-from iqa_ray.training.lanes import RunFailure
+from iqa_ray.experiments import arms
+from iqa_ray.experiments.compare import CompareJob, describe_compare, run_compare
+from iqa_ray.experiments.splits import find_leaks
+from iqa_ray.experiments.vary import VaryJob, describe_vary, run_vary
+from iqa_ray.images.decoding import hash_content
+from iqa_ray.scoring.tables import read_scores
+from iqa_ray.storage.workspace import Workspace
+from iqa_ray.synthetic.dotcodes import make_dataset
+from iqa_ray.training.parallel import RunFailure
 from iqa_ray.training.runs import RunFiles
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -4,14 +4,14 @@ import argparse
 
 import pytest
 
-from iqa_ray.capacity import Placement
+from iqa_ray.cluster.capacity import Placement
 from iqa_ray.config import build_parser, dump_settings, format_value, load_settings, parse_job
 from iqa_ray.errors import UsageError
-from iqa_ray.predicting import PredictJob
-from iqa_ray.scoring import ScoreJob
+from iqa_ray.experiments.compare import CompareJob
+from iqa_ray.predictions.jobs import PredictJob
+from iqa_ray.scoring.jobs import ScoreJob
 from iqa_ray.selection.jobs import CutoffsJob, SelectJob
-from iqa_ray.selection.study_jobs import StudyJob
-from iqa_ray.studies.compare_quality import CompareJob
+from iqa_ray.study.jobs import StudyJob
 
 
 def parse(model, *argv: str):

@@ -14,11 +14,11 @@ import iqa_ray
 from iqa_ray import cli
 from iqa_ray.config import make_job, refuse_credentials
 from iqa_ray.errors import UsageError
-from iqa_ray.files import locate
-from iqa_ray.images import list_images, read_manifest
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.store import Workspace
-from iqa_ray.weight_files import read_lock
+from iqa_ray.images.listing import list_images, read_manifest
+from iqa_ray.scoring.settings import ScoreJob
+from iqa_ray.storage.files import locate
+from iqa_ray.storage.workspace import Workspace
+from iqa_ray.weights.files import read_lock
 
 KEY, SECRET = "AKIAHIDDEN", "hush0hush"
 WITH_CREDENTIALS = [
@@ -93,7 +93,9 @@ pytestmark = pytest.mark.usefixtures("ray_is_not_started")
 
 @pytest.fixture
 def ray_is_not_started(monkeypatch):
-    monkeypatch.setattr("iqa_ray.cluster.ray.init", lambda **_: pytest.fail("Ray was started"))
+    monkeypatch.setattr(
+        "iqa_ray.cluster.connection.ray.init", lambda **_: pytest.fail("Ray was started")
+    )
 
 
 def test_the_settings_that_name_places_are_among_those_tested():

@@ -11,11 +11,11 @@ from scipy import optimize, stats
 
 from iqa_ray import metrics
 from iqa_ray.cli import COMMANDS
-from iqa_ray.data.dotcodes import make_dataset
 from iqa_ray.errors import UsageError
 from iqa_ray.selection import cutoffs
 from iqa_ray.selection.cutoffs import Cutoff, fit_cutoff, measure_separation
 from iqa_ray.selection.jobs import CutoffsJob
+from iqa_ray.synthetic.dotcodes import make_dataset
 
 
 def normal_sample(mean: float, deviation: float, size: int) -> np.ndarray:

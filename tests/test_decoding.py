@@ -10,8 +10,8 @@ import pytest
 from conftest import make_texture
 from PIL import Image, ImageOps
 
-from iqa_ray import decoding
-from iqa_ray.decoding import (
+from iqa_ray.images import decoding
+from iqa_ray.images.decoding import (
     LARGEST_MAX_PIXELS,
     ImageError,
     decode_image,

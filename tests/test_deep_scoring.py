@@ -12,23 +12,25 @@ from conftest import make_texture
 from PIL import Image
 
 import iqa_ray
-from iqa_ray import cluster, metrics, planning
+from iqa_ray import metrics
+from iqa_ray.cluster import connection
 from iqa_ray.config import make_job
-from iqa_ray.deep_shards import DeepPlan, DeepShardScorer
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.files import locate
-from iqa_ray.image_source import ImageSource
-from iqa_ray.images import list_images
+from iqa_ray.images.listing import list_images
+from iqa_ray.images.source import ImageSource
 from iqa_ray.metrics import deep
-from iqa_ray.metrics.pulling import prepare_weights
-from iqa_ray.parts import make_fingerprints
-from iqa_ray.predictions import PREDICTIONS_SCHEMA
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.scores import find_spec, scored_metrics, scores_frame
-from iqa_ray.scoring import describe_scores, run_score
+from iqa_ray.predictions.table import PREDICTIONS_SCHEMA
+from iqa_ray.scoring import planning
+from iqa_ray.scoring.cpu_scorer import ScoringRun, Shard
+from iqa_ray.scoring.deep_scorer import DeepPlan, DeepShardScorer
+from iqa_ray.scoring.jobs import describe_scores, run_score
+from iqa_ray.scoring.settings import ScoreJob
+from iqa_ray.scoring.tables import find_spec, scored_metrics, scores_frame
 from iqa_ray.selection.jobs import CutoffsJob, run_cutoffs
-from iqa_ray.shards import ScoringRun, Shard
-from iqa_ray.store import Workspace
+from iqa_ray.storage.files import locate
+from iqa_ray.storage.parts import make_fingerprints
+from iqa_ray.storage.workspace import Workspace
+from iqa_ray.weights.pulling import prepare_weights
 
 pytest.importorskip("pyiqa")
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -71,7 +73,7 @@ def test_cpu_and_deep_metrics_in_one_run(mixed, tmp_path, weights_folder, monkey
     assert small["lapm"] > 0
     assert damaged["status"] == "unreadable"
 
-    monkeypatch.setattr(cluster, "connect", lambda _: pytest.fail("a second run needs no Ray"))
+    monkeypatch.setattr(connection, "connect", lambda _: pytest.fail("a second run needs no Ray"))
     again = score(mixed, ws, weights_folder, ("lapm", "musiq", "cnniqa"))
     assert (again["num_scored"], again["num_reused"]) == (0, 9)
     assert again["models"] == {}
@@ -120,11 +122,11 @@ def test_batches_hold_images_of_one_size(mixed, tmp_path, weights_folder, monkey
 
 
 def test_waiting_images_are_bounded(mixed, tmp_path, weights_folder, monkeypatch):
-    from iqa_ray import deep_shards
+    from iqa_ray.scoring import deep_scorer
 
     monkeypatch.setitem(deep._LARGEST_BATCH, "cpu", 100)
-    monkeypatch.setattr(deep_shards, "_MAX_WAITING_PIXELS", 64 * 80 * 2)
-    run = deep_shards._ShardRun(
+    monkeypatch.setattr(deep_scorer, "_MAX_WAITING_PIXELS", 64 * 80 * 2)
+    run = deep_scorer._ShardRun(
         make_shard(mixed).images, metrics.create("cnniqa", str(weights_folder), "cpu"), 0
     )
     most = 0
@@ -138,7 +140,7 @@ def test_waiting_images_are_bounded(mixed, tmp_path, weights_folder, monkeypatch
     monkeypatch.setattr(run, "_add", note_add)
     source = ImageSource(locate(mixed))
     paths = make_shard(mixed).images.column("path").to_pylist()
-    run.score(deep_shards._decode(run._metric, source, path) for path in paths)
+    run.score(deep_scorer._decode(run._metric, source, path) for path in paths)
     assert 0 < most <= 64 * 80 * 2
     assert sum(status == "ok" for _, status, _ in run.scores) == 8
 
@@ -226,8 +228,8 @@ def test_weights_that_go_bad_after_the_check_end_the_run(
     mixed, tmp_path, weights_folder, monkeypatch
 ):
     """What an actor raises while it loads its model is told as it is."""
-    from iqa_ray.metrics.weights import Weights
-    from iqa_ray.weight_files import WeightFile
+    from iqa_ray.weights.files import WeightFile
+    from iqa_ray.weights.metric_files import Weights
 
     def prepare(names, folder):
         prepared = prepare_weights(names, folder)

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from iqa_ray.data import dotcodes
-from iqa_ray.data.dotcodes import MANUFACTURERS, Scene, make_dataset, render_code
+from iqa_ray.synthetic import dotcodes
+from iqa_ray.synthetic.dotcodes import MANUFACTURERS, Scene, make_dataset, render_code
 
 
 def hash_files(folder: Path) -> dict[str, str]:

@@ -28,17 +28,19 @@ from conftest import QUICK_HEALTH_CHECKS, make_texture
 from PIL import Image
 from pyarrow import parquet as pq
 
-from iqa_ray import metrics, scoring, shards
+from iqa_ray import metrics
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
-from iqa_ray.decoding import ImageError, hash_content
-from iqa_ray.files import locate
-from iqa_ray.image_source import ImageSource
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.scores import read_scores, scores_frame
-from iqa_ray.scoring import run_score
-from iqa_ray.shards import MakeScorer, ScoringRun, Shard, ShardScorer, score_image
-from iqa_ray.store import Workspace
+from iqa_ray.images.decoding import ImageError, hash_content
+from iqa_ray.images.source import ImageSource
+from iqa_ray.scoring import cpu_scorer
+from iqa_ray.scoring import jobs as scoring_jobs
+from iqa_ray.scoring.cpu_scorer import MakeScorer, ScoringRun, Shard, ShardScorer, score_image
+from iqa_ray.scoring.jobs import run_score
+from iqa_ray.scoring.settings import ScoreJob
+from iqa_ray.scoring.tables import read_scores, scores_frame
+from iqa_ray.storage.files import locate
+from iqa_ray.storage.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 METRICS = ("lapm", "wavs")
@@ -60,7 +62,7 @@ def run_inline(pools: Any, on_done: Any) -> list[Any]:
 
 def without_actors() -> Any:
     """Scores are the same to the last bit (test_scoring.py), and no actor need be started."""
-    return mock.patch("iqa_ray.spreading.run_shards", run_inline)
+    return mock.patch("iqa_ray.scoring.spreading.run_shards", run_inline)
 
 
 no_actors = without_actors()
@@ -77,7 +79,7 @@ def run_main(images: Path, ws: str, monkeypatch: Any, make_scorer: MakeScorer = 
     """The exit code of `iqa-ray score`, with actors that make another worker."""
     command = ["score", str(images), "--workspace", ws, "--metrics", ",".join(METRICS)]
     with monkeypatch.context() as context:
-        context.setattr(scoring, "run_score", partial(run_score, make_scorer=make_scorer))
+        context.setattr(scoring_jobs, "run_score", partial(run_score, make_scorer=make_scorer))
         return main([*command, "--cpus-per-actor", "0.5", "--shard-size", "3"])
 
 
@@ -221,13 +223,13 @@ def test_not_enough_memory_for_one_image_is_its_status(monkeypatch, image_folder
         assert score_image(file.read_bytes(), computed, source) == [
             (None, "too_large", "not enough memory for lapm"), calm[1],
         ]  # fmt: skip
-    for target, name in ((shards, "Planes"), (Image, "open")):
+    for target, name in ((cpu_scorer, "Planes"), (Image, "open")):
         with monkeypatch.context() as context:
             context.setattr(target, name, fail)
             for score, status, error in score_image(file.read_bytes(), computed, source):
                 assert (score, status) == (None, "too_large")
                 assert error.startswith("not enough memory")
-    monkeypatch.setattr("iqa_ray.image_source.read_bytes", fail)
+    monkeypatch.setattr("iqa_ray.images.source.read_bytes", fail)
     (error,) = source.read_each([str(file)])
     assert isinstance(error, ImageError)
     assert (error.status, str(error)) == ("too_large", "not enough memory to read it")
@@ -365,17 +367,17 @@ def fill_disk(scoring_run: ScoringRun, name: str) -> Callable[[Shard], Any]:
     def work(shard: Shard) -> Any:
         if not any(path.endswith(name) for path in shard.images["path"].to_pylist()):
             return worker(shard)
-        real = shards.write_parts
+        real = cpu_scorer.write_parts
 
         def write(*given: Any) -> Any:
             with files_of_at_most(1000):
                 return real(*given)
 
-        shards.write_parts = write
+        cpu_scorer.write_parts = write
         try:
             return worker(shard)
         finally:
-            shards.write_parts = real
+            cpu_scorer.write_parts = real
 
     return work
 
@@ -758,7 +760,9 @@ def run_with_little_memory(images: str, ws: str, threshold: str, num_bytes: str)
     os.environ.update(settings)
     with mock.patch.object(ray, "init", partial(ray.init, object_store_memory=100_000_000)):
         make_scorer = partial(hog, name="005.jpg", num_bytes=int(num_bytes), folder=Path(ws).parent)
-        with mock.patch("iqa_ray.scoring.run_score", partial(run_score, make_scorer=make_scorer)):
+        with mock.patch(
+            "iqa_ray.scoring.jobs.run_score", partial(run_score, make_scorer=make_scorer)
+        ):
             command = ["score", images, "--workspace", ws, "--metrics", ",".join(METRICS)]
             return main([*command, "--cpus-per-actor", "0.5", "--shard-size", "3"])
 

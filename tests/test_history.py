@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 import pyarrow as pa
 import pytest
 
-from iqa_ray.images import IMAGES_SCHEMA
+from iqa_ray.images.listing import IMAGES_SCHEMA
 from iqa_ray.rescoring.history import (
     DELETED_FILE,
     DELETED_SCHEMA,
@@ -19,7 +19,7 @@ from iqa_ray.rescoring.history import (
     append_run,
     read_listing,
 )
-from iqa_ray.store import Workspace
+from iqa_ray.storage.workspace import Workspace
 
 FIRST, SECOND = (datetime(2026, 11, day, 2, tzinfo=timezone.utc) for day in (24, 25))
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from iqa_ray.errors import UsageError
-from iqa_ray.files import Location, locate
-from iqa_ray.holdout import draw_share, find_same_images, find_split
-from iqa_ray.image_source import ImageSource
+from iqa_ray.images.source import ImageSource
+from iqa_ray.predictions.holdout import draw_share, find_same_images, find_split
+from iqa_ray.storage.files import Location, locate
 
 
 def make_images(splits: list[str | None], labels: list[str | None] | None = None) -> pa.Table:

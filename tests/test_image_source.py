@@ -12,11 +12,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from iqa_ray import image_source
-from iqa_ray.decoding import DEFAULT_MAX_PIXELS, ImageError, UnreadError, hash_content
-from iqa_ray.files import locate
-from iqa_ray.image_source import ImageSource
-from iqa_ray.object_stores import UnansweredError
+from iqa_ray.images import source as image_source
+from iqa_ray.images.decoding import DEFAULT_MAX_PIXELS, ImageError, UnreadError, hash_content
+from iqa_ray.images.source import ImageSource
+from iqa_ray.storage.files import locate
+from iqa_ray.storage.object_stores import UnansweredError
 
 
 @pytest.fixture

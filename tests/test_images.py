@@ -12,9 +12,9 @@ import pytest
 from pyarrow import parquet as pq
 
 from iqa_ray.errors import UsageError
-from iqa_ray.files import Location, locate
-from iqa_ray.images import IMAGES_SCHEMA, list_images, locate_image, make_image_id
+from iqa_ray.images.listing import IMAGES_SCHEMA, list_images, locate_image, make_image_id
 from iqa_ray.selection.subsets import link_kept
+from iqa_ray.storage.files import Location, locate
 
 
 def names_of(listing):

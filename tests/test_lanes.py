@@ -17,14 +17,14 @@ import ray
 import torch
 from test_runs import without_times
 
-from iqa_ray.capacity import Resources
-from iqa_ray.decoding import hash_content
+from iqa_ray.cluster.capacity import Resources
 from iqa_ray.errors import IncompleteError
-from iqa_ray.files import locate
-from iqa_ray.image_source import ImageSource
-from iqa_ray.training import lanes, sharing
+from iqa_ray.images.decoding import hash_content
+from iqa_ray.images.source import ImageSource
+from iqa_ray.storage.files import locate
+from iqa_ray.training import parallel, sharing
 from iqa_ray.training.inputs import ChunkedImages
-from iqa_ray.training.lanes import plan_lanes, train_runs
+from iqa_ray.training.parallel import plan_lanes, train_runs
 from iqa_ray.training.pixels import load_pixels
 from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run, RunFiles, train_run
@@ -237,11 +237,11 @@ def test_room_is_what_the_nodes_have():
 def test_fractions_of_gpus_stay_on_a_card(monkeypatch, free, room):
     """Five runs with 0.4 each would never start on two cards, though their sum is two."""
     nodes = [{"CPU": 8.0, "GPU": 2.0} for _ in free]
-    monkeypatch.setattr(lanes, "list_nodes", lambda: nodes)
+    monkeypatch.setattr(parallel, "list_nodes", lambda: nodes)
     monkeypatch.setattr(
-        lanes, "list_free_nodes", lambda: [{"CPU": 8.0, "GPU": gpus} for gpus in free]
+        parallel, "list_free_nodes", lambda: [{"CPU": 8.0, "GPU": gpus} for gpus in free]
     )
-    monkeypatch.setattr(lanes, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(parallel, "_SETTLE_S", 0.0)
     if not room:
         with pytest.raises(IncompleteError, match="others use all of the cluster now"):
             plan_lanes(0.4, 1.0)

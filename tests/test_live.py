@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from iqa_ray.errors import UsageError
-from iqa_ray.studies.live import LiveRuns, check_log_dir
+from iqa_ray.experiments.live import LiveRuns, check_log_dir
 from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run
 

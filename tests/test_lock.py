@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from iqa_ray import lock
 from iqa_ray.errors import IncompleteError
-from iqa_ray.files import Location, locate
-from iqa_ray.lock import LOCK_FILE, hold_lock
+from iqa_ray.storage import lock
+from iqa_ray.storage.files import Location, locate
+from iqa_ray.storage.lock import LOCK_FILE, hold_lock
 
 HERE = "fixed-name"
 
@@ -147,7 +147,7 @@ def test_a_restarted_container_takes_over_its_own_old_lock(folder):
 
 def test_a_process_has_the_same_identity_wherever_it_is_looked_at_from():
     code = (
-        "import os; from iqa_ray.lock import _identify; "
+        "import os; from iqa_ray.storage.lock import _identify; "
         "print(_identify(os.getppid())); print(_identify(os.getpid()))"
     )
     process = subprocess.run(

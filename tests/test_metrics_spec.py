@@ -16,15 +16,15 @@ from inline import run_inline
 
 from iqa_ray import metrics
 from iqa_ray.config import make_job
-from iqa_ray.images import list_images
+from iqa_ray.images.listing import list_images
 from iqa_ray.metrics import CPU_METRICS, SPECS, MetricError, get_spec
 from iqa_ray.metrics.planes import Planes
 from iqa_ray.metrics.spec import DEFAULT_METRICS
-from iqa_ray.predicting import PredictJob, run_predict
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.scoring import run_score
+from iqa_ray.predictions.jobs import PredictJob, run_predict
+from iqa_ray.scoring.jobs import run_score
+from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.selection.jobs import CutoffsJob, SelectJob, fit_cutoffs, run_select, write_cutoffs
-from iqa_ray.store import Workspace
+from iqa_ray.storage.workspace import Workspace
 
 
 def test_table_of_metrics() -> None:

@@ -18,9 +18,9 @@ from inline import WriterKilled, run_inline, score_deeply
 
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
-from iqa_ray.decoding import hash_content
 from iqa_ray.errors import UsageError
-from iqa_ray.image_source import ImageSource
+from iqa_ray.images.decoding import hash_content
+from iqa_ray.images.source import ImageSource
 from iqa_ray.metrics.spec import SPECS
 from iqa_ray.rescoring import jobs
 from iqa_ray.rescoring.jobs import (
@@ -30,8 +30,8 @@ from iqa_ray.rescoring.jobs import (
     describe_rescore,
     run_compact,
 )
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.store import Workspace
+from iqa_ray.scoring.settings import ScoreJob
+from iqa_ray.storage.workspace import Workspace
 
 
 def touch(file: Path) -> None:

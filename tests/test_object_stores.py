@@ -27,10 +27,19 @@ from pyarrow import compute as pc
 from pyarrow import fs as pafs
 from pyarrow import parquet as pq
 
-from iqa_ray import cli, lock, metrics, object_stores
+from iqa_ray import cli, metrics
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.files import (
+from iqa_ray.images.listing import list_images, make_image_id
+from iqa_ray.images.source import ImageSource
+from iqa_ray.predictions.jobs import PredictJob, run_predict
+from iqa_ray.rescoring.jobs import RescoreJob, run_rescore
+from iqa_ray.scoring.cpu_scorer import score_shard
+from iqa_ray.scoring.jobs import run_score
+from iqa_ray.scoring.settings import ScoreJob
+from iqa_ray.scoring.tables import read_scores, scores_frame
+from iqa_ray.storage import lock, object_stores
+from iqa_ray.storage.files import (
     delete_file,
     delete_folder,
     list_files,
@@ -39,17 +48,9 @@ from iqa_ray.files import (
     read_whole,
     write_bytes,
 )
-from iqa_ray.image_source import ImageSource
-from iqa_ray.images import list_images, make_image_id
-from iqa_ray.lock import hold_lock
-from iqa_ray.object_stores import UnansweredError, find_kind, open_store
-from iqa_ray.predicting import PredictJob, run_predict
-from iqa_ray.rescoring.jobs import RescoreJob, run_rescore
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.scores import read_scores, scores_frame
-from iqa_ray.scoring import run_score
-from iqa_ray.shards import score_shard
-from iqa_ray.store import Workspace
+from iqa_ray.storage.lock import hold_lock
+from iqa_ray.storage.object_stores import UnansweredError, find_kind, open_store
+from iqa_ray.storage.workspace import Workspace
 from iqa_ray.training.runs import RunFiles
 
 METRICS = ("lapm", "wavs")
@@ -312,7 +313,7 @@ def test_a_writer_that_dies_leaves_the_old_file(server, size, stuck):
     key = f"whole/killed-{stuck}"
     server.put(key, b"old")
     code = (
-        "import sys; from iqa_ray.files import locate, write_bytes\n"
+        "import sys; from iqa_ray.storage.files import locate, write_bytes\n"
         f"write_bytes(locate(sys.argv[1]), b'n' * {size})"
     )
     server.rule = lambda request: (

@@ -12,14 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from iqa_ray import lock
-from iqa_ray import parts as module
 from iqa_ray.errors import IncompleteError
-from iqa_ray.files import list_files, write_bytes
-from iqa_ray.lock import hold_lock
-from iqa_ray.part_files import fingerprints_of, read_part, settings_of, to_part
-from iqa_ray.parts import Parts, find_missing, make_fingerprints
-from iqa_ray.store import Workspace
+from iqa_ray.storage import lock
+from iqa_ray.storage import parts as module
+from iqa_ray.storage.files import list_files, write_bytes
+from iqa_ray.storage.lock import hold_lock
+from iqa_ray.storage.parquet import fingerprints_of, read_part, settings_of, to_part
+from iqa_ray.storage.parts import Parts, find_missing, make_fingerprints
+from iqa_ray.storage.workspace import Workspace
 
 
 def rows(ids: str, score: float = 1.0) -> pa.Table:

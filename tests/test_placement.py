@@ -19,11 +19,12 @@ def score_on_two_nodes(photos: str, weights: str, folder: Path) -> dict[str, Any
     import ray
     from ray.cluster_utils import Cluster
 
-    from iqa_ray import pools, spreading
+    from iqa_ray.cluster import pools
     from iqa_ray.config import make_job
     from iqa_ray.errors import IncompleteError
-    from iqa_ray.score_job import ScoreJob
-    from iqa_ray.scoring import run_score
+    from iqa_ray.scoring import spreading
+    from iqa_ray.scoring.jobs import run_score
+    from iqa_ray.scoring.settings import ScoreJob
 
     class NotingScorer(spreading.DeepShardScorer):
         notes: str
@@ -70,9 +71,9 @@ def place_on_cards() -> dict[str, Any]:
     from ray.cluster_utils import Cluster
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    from iqa_ray.capacity import Placement, share_nodes
-    from iqa_ray.cluster import list_nodes
-    from iqa_ray.training.lanes import plan_lanes
+    from iqa_ray.cluster.capacity import Placement, share_nodes
+    from iqa_ray.cluster.connection import list_nodes
+    from iqa_ray.training.parallel import plan_lanes
 
     nodes = Cluster(
         initialize_head=True,

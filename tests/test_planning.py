@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 from inline import run_inline
 
-from iqa_ray.capacity import PoolPlan, Resources
+from iqa_ray.cluster.capacity import PoolPlan, Resources
 from iqa_ray.config import make_job
-from iqa_ray.planning import (
+from iqa_ray.scoring.cpu_scorer import Shard, ShardReport, ShardScorer
+from iqa_ray.scoring.jobs import run_score
+from iqa_ray.scoring.planning import (
     LARGEST_SHARD,
     SMALLEST_SHARD,
     cut_shards,
     find_missing_scores,
     make_groups,
 )
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.scores import ListedScores
-from iqa_ray.scoring import run_score
-from iqa_ray.shards import Shard, ShardReport, ShardScorer
-from iqa_ray.store import Workspace
+from iqa_ray.scoring.settings import ScoreJob
+from iqa_ray.scoring.tables import ListedScores
+from iqa_ray.storage.workspace import Workspace
 
 PLAN = PoolPlan(2, Resources())
 

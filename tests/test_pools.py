@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from iqa_ray import cluster
-from iqa_ray.capacity import Resources
+from iqa_ray.cluster import connection
+from iqa_ray.cluster.capacity import Resources
+from iqa_ray.cluster.pools import Pool, run_shards
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.pools import Pool, run_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 HALF = Resources(num_cpus=0.5)
@@ -91,7 +91,7 @@ def test_actors_that_cannot_start_end_the_run():
 
 
 def test_a_pool_that_finds_no_room_gives_up(monkeypatch):
-    monkeypatch.setattr("iqa_ray.pools.START_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("iqa_ray.cluster.pools.START_TIMEOUT_S", 2.0)
     start = time.monotonic()
     with pytest.raises(IncompleteError, match="no actor could be placed"):
         run(make_doubler, [1], resources=Resources(num_cpus=64))
@@ -99,15 +99,15 @@ def test_a_pool_that_finds_no_room_gives_up(monkeypatch):
 
 
 def test_capacity():
-    assert cluster.count_actors(None, Resources(1.0), 100) == 2
-    assert cluster.count_actors(None, Resources(0.5), 100) == 4
-    assert cluster.count_actors(None, Resources(0.5), 3) == 3
-    assert cluster.count_actors(7, Resources(1.0), 100) == 7
-    assert cluster.count_actors(5, Resources(3.0), 100) == 5  # an autoscaler may come
+    assert connection.count_actors(None, Resources(1.0), 100) == 2
+    assert connection.count_actors(None, Resources(0.5), 100) == 4
+    assert connection.count_actors(None, Resources(0.5), 3) == 3
+    assert connection.count_actors(7, Resources(1.0), 100) == 7
+    assert connection.count_actors(5, Resources(3.0), 100) == 5  # an autoscaler may come
     with pytest.raises(IncompleteError, match="needs 3 CPUs and 0 GPUs.*has 2 CPUs"):
-        cluster.count_actors(None, Resources(3.0), 100)
+        connection.count_actors(None, Resources(3.0), 100)
     with pytest.raises(IncompleteError, match="needs 1 CPUs and 1 GPUs"):
-        cluster.count_actors(None, Resources(1.0, 1.0), 100)
+        connection.count_actors(None, Resources(1.0, 1.0), 100)
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_capacity():
 def test_a_single_worker_asks_for_what_some_node_has(monkeypatch, nodes, free_cpus, expected):
     alive = [{"Alive": True, "Resources": node} for node in nodes]
     dead = [{"Alive": False, "Resources": {"CPU": 999, "GPU": 9}}]
-    monkeypatch.setattr(cluster.ray, "nodes", lambda: alive + dead)
-    monkeypatch.setattr(cluster.ray, "available_resources", lambda: {"CPU": free_cpus})
-    room = cluster.plan_single_worker()
+    monkeypatch.setattr(connection.ray, "nodes", lambda: alive + dead)
+    monkeypatch.setattr(connection.ray, "available_resources", lambda: {"CPU": free_cpus})
+    room = connection.plan_single_worker()
     assert (room.num_cpus, room.num_gpus) == expected
 
 
@@ -137,14 +137,14 @@ def test_a_single_worker_asks_for_what_some_node_has(monkeypatch, nodes, free_cp
 )
 def test_a_gpu_is_asked_for_where_one_can_be_had(monkeypatch, node, num_gpus):
     nodes = [{"Alive": True, "NodeID": str(n), "Resources": r} for n, r in enumerate([{}, node])]
-    monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes)
-    assert cluster.prefer_gpu(Resources(1.0)) == Resources(1.0, num_gpus)
+    monkeypatch.setattr(connection.ray, "nodes", lambda: nodes)
+    assert connection.prefer_gpu(Resources(1.0)) == Resources(1.0, num_gpus)
 
 
 def test_connect_uses_the_ray_that_is_there():
     import ray
 
-    with cluster.connect(None):
+    with connection.connect(None):
         assert ray.is_initialized()
     assert ray.is_initialized()
 

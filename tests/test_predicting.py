@@ -10,10 +10,10 @@ from pyarrow import parquet as pq
 
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.holdout import draw_share
-from iqa_ray.predicting import PredictJob, run_predict
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.scoring import run_score
+from iqa_ray.predictions.holdout import draw_share
+from iqa_ray.predictions.jobs import PredictJob, run_predict
+from iqa_ray.scoring.jobs import run_score
+from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.selection.jobs import (
     CutoffsJob,
     SelectJob,
@@ -22,7 +22,7 @@ from iqa_ray.selection.jobs import (
     run_cutoffs,
     run_select,
 )
-from iqa_ray.training import backbones, loop, seeds
+from iqa_ray.training import backbones, loop, single
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 TINY = {"backbone": "resnet18", "weights": "none", "epochs": 2, "image_size": 32, "lr": 1e-3}
@@ -42,7 +42,7 @@ def trained_here(monkeypatch) -> None:
     def train(recipe, images, storage, key, on_event):
         return loop.dump_checkpoint(loop.train_from_files(recipe, images, 1, on_event))
 
-    monkeypatch.setattr(seeds, "train_on_ray", train)
+    monkeypatch.setattr(single, "train_on_ray", train)
 
 
 def score(root: Path, ws: str) -> None:

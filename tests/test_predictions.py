@@ -16,23 +16,25 @@ from conftest import make_texture
 from PIL import Image
 from pyarrow import parquet as pq
 
-from iqa_ray import cluster, predictor, spreading
+from iqa_ray.cluster import connection
 from iqa_ray.config import dump_settings, make_job
-from iqa_ray.decoding import hash_content
 from iqa_ray.errors import UsageError
-from iqa_ray.images import IMAGES_SCHEMA
-from iqa_ray.predicting import PredictJob, run_predict
-from iqa_ray.predictions import (
+from iqa_ray.images.decoding import hash_content
+from iqa_ray.images.listing import IMAGES_SCHEMA
+from iqa_ray.predictions import predictor
+from iqa_ray.predictions.jobs import PredictJob, run_predict
+from iqa_ray.predictions.table import (
     PREDICTIONS_SCHEMA,
     Origins,
     judge_predictions,
     read_predictions,
     write_predictions,
 )
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.scoring import run_score
-from iqa_ray.store import Workspace
-from iqa_ray.training import loop, pixels, seeds
+from iqa_ray.scoring import spreading
+from iqa_ray.scoring.jobs import run_score
+from iqa_ray.scoring.settings import ScoreJob
+from iqa_ray.storage.workspace import Workspace
+from iqa_ray.training import loop, pixels, single
 
 TINY = {"backbone": "resnet18", "weights": "none", "epochs": 1, "image_size": 32}
 
@@ -57,12 +59,12 @@ def in_this_process(monkeypatch) -> list[int]:
 
         return loop.dump_checkpoint(loop.train_from_files(recipe, images, 1, count))
 
-    monkeypatch.setattr(cluster, "connect", lambda address: nullcontext())
-    monkeypatch.setattr(cluster, "count_actors", lambda *_: 1)
-    monkeypatch.setattr(cluster, "prefer_gpu", lambda resources: resources)
+    monkeypatch.setattr(connection, "connect", lambda address: nullcontext())
+    monkeypatch.setattr(connection, "count_actors", lambda *_: 1)
+    monkeypatch.setattr(connection, "prefer_gpu", lambda resources: resources)
     for module in (spreading, predictor):
         monkeypatch.setattr(module, "run_shards", run_inline)
-    monkeypatch.setattr(seeds, "train_on_ray", train)
+    monkeypatch.setattr(single, "train_on_ray", train)
     return trainings
 
 

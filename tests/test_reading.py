@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from iqa_ray.reading import run_ahead
+from iqa_ray.images.prefetch import run_ahead
 
 
 def test_results_come_in_order():

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from iqa_ray import predicting
-from iqa_ray.files import locate
-from iqa_ray.image_source import ImageSource
-from iqa_ray.predicting import PredictJob
-from iqa_ray.studies import arms
-from iqa_ray.studies.compare_quality import CompareJob
+from iqa_ray.experiments import arms
+from iqa_ray.experiments.compare import CompareJob
+from iqa_ray.images.source import ImageSource
+from iqa_ray.predictions import jobs as predictions_jobs
+from iqa_ray.predictions.jobs import PredictJob
+from iqa_ray.storage.files import locate
 from iqa_ray.training import backbones, loop
 from iqa_ray.training.augment import augment_images
 from iqa_ray.training.backbones import Classifier
@@ -248,7 +248,9 @@ def test_settings_have_the_defaults_of_recipes():
         workspace="ws", backbone="simplenet", split="0.5", weights="none", epochs=3, lr=0.01,
         batch_size=4, freeze_backbone=True, seed=7,
     )  # fmt: skip
-    assert predicting._make_recipe(given) == Recipe("simplenet", "none", 3, 256, 4, 0.01, True, 7)
+    assert predictions_jobs._make_recipe(given) == Recipe(
+        "simplenet", "none", 3, 256, 4, 0.01, True, 7
+    )
 
 
 def make_keys(job, weights):
@@ -271,7 +273,7 @@ def test_runs_that_were_finished_before_recipes_said_how_to_train_are_found():
 def test_models_that_were_trained_before_recipes_said_how_to_train_are_found():
     recipe = Recipe("simplenet", "none", 3, 256, 4, 0.01, True, 7)
     # its text is part of the key
-    assert json.dumps(predicting._describe_recipe(recipe)) == (
+    assert json.dumps(predictions_jobs._describe_recipe(recipe)) == (
         '{"version": 2, "backbone": "simplenet", "weights": "none", "epochs": 3, "image_size": 256,'
         ' "batch_size": 4, "lr": 0.01, "freeze_backbone": true, "seed": 7, "augment": "none", '
         '"weights_hash": null}'

@@ -20,8 +20,7 @@ import iqa_ray
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.image_source import ImageSource
-from iqa_ray.lock import LOCK_FILE, hold_lock
+from iqa_ray.images.source import ImageSource
 from iqa_ray.rescoring import jobs
 from iqa_ray.rescoring.jobs import (
     CompactJob,
@@ -30,9 +29,10 @@ from iqa_ray.rescoring.jobs import (
     run_compact,
     run_rescore,
 )
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.scores import read_scores, scores_frame
-from iqa_ray.store import Workspace
+from iqa_ray.scoring.settings import ScoreJob
+from iqa_ray.scoring.tables import read_scores, scores_frame
+from iqa_ray.storage.lock import LOCK_FILE, hold_lock
+from iqa_ray.storage.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 METRICS = ["lapm", "wavs"]
@@ -89,7 +89,7 @@ def check_scores(ws, photos, tmp_path):
 
 def test_a_night_without_change_opens_nothing(ws, photos, monkeypatch):
     monkeypatch.setattr(ImageSource, "read", lambda *_: pytest.fail("opened"))
-    monkeypatch.setattr(iqa_ray.cluster, "connect", lambda _: pytest.fail("connected"))
+    monkeypatch.setattr(iqa_ray.cluster.connection, "connect", lambda _: pytest.fail("connected"))
     for number in range(2):
         summary = rescore(ws, photos)
         assert counts(summary) == {"unchanged": 30}

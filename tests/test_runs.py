@@ -13,10 +13,10 @@ import pytest
 import ray
 import torch
 
-from iqa_ray.capacity import Resources
-from iqa_ray.files import locate
-from iqa_ray.image_source import ImageSource
-from iqa_ray.training import lanes, loop, sharing
+from iqa_ray.cluster.capacity import Resources
+from iqa_ray.images.source import ImageSource
+from iqa_ray.storage.files import locate
+from iqa_ray.training import loop, parallel, sharing
 from iqa_ray.training import runs as runs_module
 from iqa_ray.training.augment import augment_images
 from iqa_ray.training.inputs import ChunkedImages
@@ -286,7 +286,7 @@ def share(weights=None):
 
 
 def open_frozen(shared, run):
-    return lanes._open_inputs(run, shared, {})[torch.arange(40)]
+    return parallel._open_inputs(run, shared, {})[torch.arange(40)]
 
 
 def freeze(seed, weights="none"):

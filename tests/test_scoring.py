@@ -13,17 +13,18 @@ from pyarrow import parquet as pq
 from test_decoding import png_header
 
 import iqa_ray
-from iqa_ray import metrics, scoring
+from iqa_ray import metrics
 from iqa_ray.config import make_job
 from iqa_ray.errors import UsageError
-from iqa_ray.files import locate
-from iqa_ray.image_source import ImageSource
-from iqa_ray.images import list_images
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.scores import SCORES_SCHEMA, read_scores, scored_metrics, scores_frame
-from iqa_ray.scoring import run_score
-from iqa_ray.shards import ShardReport, score_image, score_shard
-from iqa_ray.store import Workspace
+from iqa_ray.images.listing import list_images
+from iqa_ray.images.source import ImageSource
+from iqa_ray.scoring import jobs as scoring_jobs
+from iqa_ray.scoring.cpu_scorer import ShardReport, score_image, score_shard
+from iqa_ray.scoring.jobs import run_score
+from iqa_ray.scoring.settings import ScoreJob
+from iqa_ray.scoring.tables import SCORES_SCHEMA, read_scores, scored_metrics, scores_frame
+from iqa_ray.storage.files import locate
+from iqa_ray.storage.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 SHARP = ("lapv", "lapm", "wavs")
@@ -104,7 +105,7 @@ def test_second_run_scores_nothing(image_folder, ws):
 def test_second_run_starts_no_ray(image_folder, ws, monkeypatch):
     root = image_folder(2)
     run(root, ws)
-    monkeypatch.setattr(scoring.cluster, "connect", lambda _: pytest.fail("connected"))
+    monkeypatch.setattr(scoring_jobs.cluster, "connect", lambda _: pytest.fail("connected"))
     run(root, ws)
 
 
@@ -217,12 +218,12 @@ def test_unreadable_permissions(image_folder, ws):
 
 def test_a_refused_file_is_a_row(image_folder, monkeypatch):
     """The same for root, who is never refused: the refusal is made here."""
-    from iqa_ray import image_source
+    from iqa_ray.images import source
 
     def refuse(location):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(image_source, "read_bytes", refuse)
+    monkeypatch.setattr(source, "read_bytes", refuse)
     source = ImageSource(locate(image_folder(2)))
     table = source.list().table
     scored = score_shard(table, [metrics.create("lapm")], source)[0]["lapm"]

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from iqa_ray.capacity import Resources
-from iqa_ray.files import locate, write_bytes
-from iqa_ray.image_source import ImageSource
-from iqa_ray.training import seeds
+from iqa_ray.cluster.capacity import Resources
+from iqa_ray.images.source import ImageSource
+from iqa_ray.storage.files import locate, write_bytes
+from iqa_ray.training import single
 from iqa_ray.training.loop import TrainingSet
 from iqa_ray.training.recipe import Recipe
 
@@ -29,12 +29,12 @@ def inline(monkeypatch):
     def listen(on_event):
         yield SimpleNamespace(post=SimpleNamespace(remote=on_event))
 
-    monkeypatch.setattr(seeds, "TorchTrainer", Trainer)
-    monkeypatch.setattr(seeds, "listen", listen)
-    monkeypatch.setattr(seeds, "join_board", lambda board: None)
-    monkeypatch.setattr(seeds, "train_from_files", lambda recipe, *_: {"seed": recipe.seed})
-    monkeypatch.setattr(seeds, "dump_checkpoint", lambda made: repr(made).encode())
-    monkeypatch.setattr(seeds, "plan_single_worker", lambda: Resources(1.0))
+    monkeypatch.setattr(single, "TorchTrainer", Trainer)
+    monkeypatch.setattr(single, "listen", listen)
+    monkeypatch.setattr(single, "join_board", lambda board: None)
+    monkeypatch.setattr(single, "train_from_files", lambda recipe, *_: {"seed": recipe.seed})
+    monkeypatch.setattr(single, "dump_checkpoint", lambda made: repr(made).encode())
+    monkeypatch.setattr(single, "plan_single_worker", lambda: Resources(1.0))
 
 
 def test_two_that_train_the_same_classifier_leave_each_other_s_files_alone(
@@ -43,14 +43,14 @@ def test_two_that_train_the_same_classifier_leave_each_other_s_files_alone(
     """The second begins and ends between the first one's writing and its reading of the file."""
 
     def train():
-        return seeds.train_on_ray(RECIPE, IMAGES, locate(tmp_path), "key", lambda event: None)
+        return single.train_on_ray(RECIPE, IMAGES, locate(tmp_path), "key", lambda event: None)
 
     def write_then_train(file, data):
         write_bytes(file, data)
-        monkeypatch.setattr(seeds, "write_bytes", write_bytes)
+        monkeypatch.setattr(single, "write_bytes", write_bytes)
         made.append(train())
 
     made: list[bytes] = []
-    monkeypatch.setattr(seeds, "write_bytes", write_then_train)
+    monkeypatch.setattr(single, "write_bytes", write_then_train)
     assert [train(), *made] == [b"{'seed': 0}"] * 2
     assert not list(tmp_path.iterdir())

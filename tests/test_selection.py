@@ -12,7 +12,7 @@ from inline import put
 
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.predictions import Origins, read_predictions, write_predictions
+from iqa_ray.predictions.table import Origins, read_predictions, write_predictions
 from iqa_ray.selection.cutoffs import Cutoff, fit_cutoff
 from iqa_ray.selection.jobs import (
     CutoffsJob,
@@ -23,7 +23,7 @@ from iqa_ray.selection.jobs import (
     read_cutoffs,
     write_cutoffs,
 )
-from iqa_ray.store import Workspace
+from iqa_ray.storage.workspace import Workspace
 
 
 @pytest.fixture

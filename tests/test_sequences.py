@@ -37,23 +37,23 @@ from inline import WriterKilled, bitmap, list_paths, run_inline, score_deeply
 
 from iqa_ray import metrics
 from iqa_ray.config import make_job
-from iqa_ray.decoding import ImageError, decode_image, hash_content
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.predicting import PredictJob, run_predict
-from iqa_ray.predictions import read_predictions
+from iqa_ray.images.decoding import ImageError, decode_image, hash_content
+from iqa_ray.predictions.jobs import PredictJob, run_predict
+from iqa_ray.predictions.table import read_predictions
 from iqa_ray.rescoring.jobs import CompactJob, RescoreJob, run_compact, run_rescore
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.scores import (
+from iqa_ray.scoring.jobs import run_score
+from iqa_ray.scoring.settings import ScoreJob
+from iqa_ray.scoring.tables import (
     SCORES_SCHEMA,
     find_spec,
     scored_metrics,
     scores_folder,
     scores_frame,
 )
-from iqa_ray.scoring import run_score
 from iqa_ray.selection.cutoffs import Cutoff
 from iqa_ray.selection.jobs import CutoffsJob, SelectJob, fit_cutoffs, run_cutoffs, run_select
-from iqa_ray.store import Workspace
+from iqa_ray.storage.workspace import Workspace
 
 CPU = ("lapm", "wavs")
 NAMES = tuple(f"{folder}/{number}.bmp" for folder in "ab" for number in range(3))
@@ -135,7 +135,7 @@ class Sequences(RuleBasedStateMachine):
         self.context.__enter__()
         patches = [
             mock.patch("os.fsync"),  # a hundred of them take seconds
-            mock.patch("iqa_ray.training.seeds.train_on_ray", return_value=make_checkpoint()),
+            mock.patch("iqa_ray.training.single.train_on_ray", return_value=make_checkpoint()),
             mock.patch("iqa_ray.progress.tqdm.write"),
             mock.patch("iqa_ray.progress.Progress._write_line"),
         ]

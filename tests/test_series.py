@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from iqa_ray.files import locate
-from iqa_ray.image_source import ImageSource
-from iqa_ray.images import make_image_id
-from iqa_ray.selection.series import Sample, SeriesMaker
+from iqa_ray.images.listing import make_image_id
+from iqa_ray.images.source import ImageSource
+from iqa_ray.storage.files import locate
+from iqa_ray.study.series import Sample, SeriesMaker
 
 
 def make_noise(tmp_path, names, seed):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iqa_ray.errors import UsageError
-from iqa_ray.studies.splits import find_leaks, rank_quality, split_quality, split_varying
+from iqa_ray.experiments.splits import find_leaks, rank_quality, split_quality, split_varying
 
 SHARES = (0, 10, 20, 30, 40, 50)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from iqa_ray.studies.statistics import (
+from iqa_ray.experiments.statistics import (
     adjust_holm,
     compare_arms,
     format_comparison,

@@ -16,10 +16,13 @@ import pyarrow as pa
 import pytest
 from pyarrow import compute as pc
 
-from iqa_ray import lock
 from iqa_ray.cli import main
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.files import (
+from iqa_ray.metrics.spec import get_spec
+from iqa_ray.rescoring.jobs import CompactJob
+from iqa_ray.scoring.tables import read_specs, record_specs
+from iqa_ray.storage import lock
+from iqa_ray.storage.files import (
     delete_file,
     delete_folder,
     is_file,
@@ -30,12 +33,9 @@ from iqa_ray.files import (
     remove_unfinished,
     write_bytes,
 )
-from iqa_ray.lock import hold_lock
-from iqa_ray.metrics.spec import get_spec
-from iqa_ray.parts import find_missing, make_fingerprints
-from iqa_ray.rescoring.jobs import CompactJob
-from iqa_ray.scores import read_specs, record_specs
-from iqa_ray.store import Workspace
+from iqa_ray.storage.lock import hold_lock
+from iqa_ray.storage.parts import find_missing, make_fingerprints
+from iqa_ray.storage.workspace import Workspace
 
 
 def images_table(sizes: dict[str, int]) -> pa.Table:
@@ -190,7 +190,7 @@ def test_rows_that_are_there_twice_are_dropped(workspace):
 
 def test_readers_find_parts_that_are_merged_while_they_list(tmp_path, monkeypatch):
     """A listing that began before the merged part was written and ended after the others went."""
-    from iqa_ray import parts as module
+    from iqa_ray.storage import parts as module
 
     parts = Workspace(str(tmp_path)).parts("t")
     parts.write(rows("ab"), np.arange(2, dtype=np.uint64), "s")
@@ -547,7 +547,7 @@ def test_unwritable_workspace(tmp_path):
 def test_config_record(tmp_path):
     import yaml
 
-    from iqa_ray.scoring import ScoreJob
+    from iqa_ray.scoring.jobs import ScoreJob
 
     workspace = Workspace(str(tmp_path))
     workspace.record_config("score", ScoreJob(images="x", workspace=str(tmp_path)))

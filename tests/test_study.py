@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iqa_ray.selection import study
-from iqa_ray.selection.study import Thresholds, correlate, judge_metrics
+from iqa_ray.study import verdicts
+from iqa_ray.study.verdicts import Thresholds, correlate, judge_metrics
 
 TEN = np.arange(10)
 
@@ -28,7 +28,7 @@ def judge(*series, higher=True, thresholds=None, agreement=None):
     frame = pd.concat(series)
     metrics = list(frame["metric"].unique())
     directions = dict.fromkeys(metrics, higher) if isinstance(higher, bool) else higher
-    table = study.summarise(frame, directions)
+    table = verdicts.summarise(frame, directions)
     if agreement is None:
         agreement = pd.DataFrame(np.eye(len(metrics)), metrics, metrics)
     return judge_metrics(table, agreement, thresholds or Thresholds())
@@ -90,7 +90,7 @@ def test_missing_scores_are_left_out():
 def test_summary_is_that_of_table_1():
     """|r| of every sample, averaged; two samples of correlations 1 and −0.8."""
     lines = [[0, 1, 2, 3], [4, 2, 3, 1]]
-    table = study.summarise(make_series("m", "blurring", lines), {"m": False})
+    table = verdicts.summarise(make_series("m", "blurring", lines), {"m": False})
     (row,) = table.to_dict("records")
     assert row["srcc"] == row["pcc"] == pytest.approx(0.9)
     assert row["srcc_std"] == pytest.approx(np.std([1, 0.8], ddof=1))
@@ -109,14 +109,14 @@ def test_interval_covers_the_mean_as_often_as_it_says():
     covered = 0
     for _ in range(200):
         values = rng.beta(4, 2, 30)
-        row = study._average("srcc", values, seed=1)
+        row = verdicts._average("srcc", values, seed=1)
         covered += row["srcc_low"] <= 4 / 6 <= row["srcc_high"]
     assert 0.89 <= covered / 200 <= 0.985  # 95% less what a bootstrap of 30 lacks; ±2.6 s.e.
 
 
 def test_constant_series_are_counted_and_never_zero_or_nan_in_words():
     series = make_series("m", "blurring", [[1.0] * 10] * 3)
-    table = study.summarise(series, {"m": True})
+    table = verdicts.summarise(series, {"m": True})
     assert np.isnan(table["srcc"][0])
     assert (table["num_samples"][0], table["num_undefined"][0]) == (0, 3)
     verdict = judge(series)["m"]
@@ -129,7 +129,9 @@ def test_missing_scores_are_not_called_constant():
     """One sample has two scores, another three equal ones, and a third all of them."""
     few = np.where(TEN > 1, np.nan, FALLING[0])
     constant = np.where(TEN > 2, np.nan, 1.0)
-    table = study.summarise(make_series("m", "blurring", [few, constant, FALLING[0]]), {"m": True})
+    table = verdicts.summarise(
+        make_series("m", "blurring", [few, constant, FALLING[0]]), {"m": True}
+    )
     assert (table["num_undefined"][0], table["num_too_few"][0]) == (2, 1)
     verdict = judge(make_series("m", "blurring", [few, few, FALLING[0]]))["m"]
     assert verdict.reason.startswith(
@@ -235,8 +237,8 @@ def test_ranks_put_copies_behind_and_voters_are_the_best():
         "a": 1, "c": 2, "b": 3, "d": None,
     }  # fmt: skip
     assert "ranks images as a does (SRCC 0.99)" in judgements["b"].reason
-    assert study.choose_voters(judgements, 2) == ("a", "c")
-    assert study.choose_voters(judgements, 9) == ("a", "c", "b")
+    assert verdicts.choose_voters(judgements, 2) == ("a", "c")
+    assert verdicts.choose_voters(judgements, 9) == ("a", "c", "b")
 
 
 def test_table_1_of_smith_et_al_under_the_default_thresholds():
@@ -260,11 +262,11 @@ def test_table_1_of_smith_et_al_under_the_default_thresholds():
     )
     qualified = {name for name, entry in judgements.items() if entry.verdict == "qualified"}
     assert qualified == {"lapv", "lapm", "wavs", "brisque"}
-    assert study.choose_voters(judgements, 3) == ("wavs", "lapm", "brisque")
+    assert verdicts.choose_voters(judgements, 3) == ("wavs", "lapm", "brisque")
 
 
 def test_agreement_is_of_quality():
     scores = pd.DataFrame({"a": [1, 2, 3, 4.0], "b": [9, 7, -50, np.nan], "c": [1.0] * 4})
-    agreement = study.measure_agreement(scores, {"a": True, "b": False, "c": True})
+    agreement = verdicts.measure_agreement(scores, {"a": True, "b": False, "c": True})
     assert agreement.loc["a", "b"] == 1
     assert np.isnan(agreement.loc["a", "c"])

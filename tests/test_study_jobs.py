@@ -15,12 +15,12 @@ from PIL import Image
 
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
-from iqa_ray.data.dotcodes import make_dataset
 from iqa_ray.errors import UsageError
-from iqa_ray.selection import study_jobs
 from iqa_ray.selection.jobs import SelectJob, run_select
-from iqa_ray.selection.study_jobs import StudyJob, describe_study, run_study
-from iqa_ray.store import Workspace
+from iqa_ray.storage.workspace import Workspace
+from iqa_ray.study import jobs as study_jobs
+from iqa_ray.study.jobs import StudyJob, describe_study, run_study
+from iqa_ray.synthetic.dotcodes import make_dataset
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 BSDS = Path(__file__).parents[2] / "shared" / "data" / "bsds-train.tar"

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from iqa_ray.errors import UsageError
-from iqa_ray.images import list_images
-from iqa_ray.object_stores import UnansweredError
+from iqa_ray.images.listing import list_images
 from iqa_ray.selection import subsets
 from iqa_ray.selection.subsets import link_kept, list_kept
+from iqa_ray.storage.object_stores import UnansweredError
 
 
 def make_selection(rows) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import urllib.request
 from collections import Counter
 from functools import partial
 
-from iqa_ray.shards import ShardReport
+from iqa_ray.scoring.cpu_scorer import ShardReport
 
 PREFIX = "ray_iqa_ray_"
 # Ray sends its counts every ten seconds, and an actor's last ones when it ends
@@ -54,12 +54,12 @@ def score_and_read(photos: str, workspace: str, port: int) -> None:
     """In a process and a Ray of its own: score, and print the samples once all have come."""
     import ray
 
-    from iqa_ray.capacity import Resources
+    from iqa_ray.cluster.capacity import Resources
+    from iqa_ray.cluster.pools import Pool, run_shards
     from iqa_ray.config import make_job
-    from iqa_ray.pools import Pool, run_shards
-    from iqa_ray.score_job import ScoreJob
-    from iqa_ray.scoring import run_score
-    from iqa_ray.telemetry import MeasuredScorer
+    from iqa_ray.scoring.jobs import run_score
+    from iqa_ray.scoring.settings import ScoreJob
+    from iqa_ray.scoring.telemetry import MeasuredScorer
 
     ray.init(
         address="local", num_cpus=2, include_dashboard=False, _metrics_export_port=port,

@@ -15,10 +15,10 @@ import pytest
 from conftest import make_texture
 from deep import answer, copy_in_a_process, serve
 
-from iqa_ray import metrics, weight_fetching, weight_files
+from iqa_ray import metrics
 from iqa_ray.errors import UsageError
-from iqa_ray.files import locate
-from iqa_ray.metrics import loading, pulling, weights
+from iqa_ray.storage.files import locate
+from iqa_ray.weights import fetching, files, metric_files, pulling, pyiqa_builder
 
 pytest.importorskip("pyiqa")
 torch = pytest.importorskip("torch")
@@ -51,9 +51,9 @@ def small(weights_folder, tmp_path) -> Path:
 @pytest.fixture
 def locked(small) -> Path:
     """The same with a lock."""
-    entry = weight_files.describe_file(locate(small), f"https://host/{CNNIQA}")
-    lock = weight_files.Lock(weights.find_pyiqa_version(), {"cnniqa": [CNNIQA]}, {CNNIQA: entry})
-    weight_files.write_lock(locate(small), lock)
+    entry = files.describe_file(locate(small), f"https://host/{CNNIQA}")
+    lock = files.Lock(metric_files.find_pyiqa_version(), {"cnniqa": [CNNIQA]}, {CNNIQA: entry})
+    files.write_lock(locate(small), lock)
     return small
 
 
@@ -63,14 +63,13 @@ def locked(small) -> Path:
 def test_names():
     hub = "https://huggingface.co"
     assert (
-        weight_files.name_file(f"{hub}/chaofengc/IQA-PyTorch-Weights/resolve/main/a%2Bb.pth")
-        == "a+b.pth"
+        files.name_file(f"{hub}/chaofengc/IQA-PyTorch-Weights/resolve/main/a%2Bb.pth") == "a+b.pth"
     )
     vit = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
-    assert weight_files.name_file(f"{hub}/{vit}/resolve/main/model.safetensors") == (
+    assert files.name_file(f"{hub}/{vit}/resolve/main/model.safetensors") == (
         f"{vit}/model.safetensors"
     )
-    assert weight_files.name_file("https://mirror/x/clip/models/0123/RN50.pt?a=b") == "RN50.pt"
+    assert files.name_file("https://mirror/x/clip/models/0123/RN50.pt?a=b") == "RN50.pt"
 
 
 @pytest.mark.parametrize(
@@ -93,8 +92,8 @@ def test_names():
     ],
 )
 def test_files_are_found_out_without_any(metric, files):
-    urls, is_complete = loading.trace_files(metric)
-    assert [weight_files.name_file(url) for url in urls] == files
+    urls, is_complete = pyiqa_builder.trace_files(metric)
+    assert [files.name_file(url) for url in urls] == files
     assert is_complete
 
 
@@ -104,8 +103,8 @@ def test_tracing_leaves_the_libraries_as_they_were():
 
     before = (torch.load, torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR)
     offline = constants.HF_HUB_OFFLINE
-    urls, is_complete = loading.trace_files("clipiqa")
-    assert [weight_files.name_file(url) for url in urls] == ["RN50.pt"]
+    urls, is_complete = pyiqa_builder.trace_files("clipiqa")
+    assert [files.name_file(url) for url in urls] == ["RN50.pt"]
     assert not is_complete  # its network takes its shape from the file
     assert (torch.load, torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR) == before
     assert offline == constants.HF_HUB_OFFLINE
@@ -129,14 +128,14 @@ def test_files_that_are_asked_for_one_after_the_other(tmp_path):
     """CLIP's networks take their shape from the file: what comes next shows when it is there."""
     folder = locate(tmp_path)
     prompts = "CLIP-IQA+_learned_prompts-603f3273.pth"
-    urls, missing = weights.list_urls("clipiqa+", folder)
-    assert [weight_files.name_file(url) for url in urls] == ["RN50.pt"]
+    urls, missing = metric_files.list_urls("clipiqa+", folder)
+    assert [files.name_file(url) for url in urls] == ["RN50.pt"]
     assert missing == urls
     write_small_clip(tmp_path / "RN50.pt")
-    urls, missing = weights.list_urls("clipiqa+", folder)
-    assert [weight_files.name_file(url) for url in urls] == ["RN50.pt", prompts]
-    assert [weight_files.name_file(url) for url in missing] == [prompts]
-    assert weights.list_urls("clipiqa", folder)[1] == []
+    urls, missing = metric_files.list_urls("clipiqa+", folder)
+    assert [files.name_file(url) for url in urls] == ["RN50.pt", prompts]
+    assert [files.name_file(url) for url in missing] == [prompts]
+    assert metric_files.list_urls("clipiqa", folder)[1] == []
     metric = metrics.create("clipiqa", str(tmp_path))
     assert 0 <= metric(make_texture(0, 64, 80)) <= 1
 
@@ -208,11 +207,11 @@ def test_a_server_that_speaks_no_sound_http(tmp_path, monkeypatch, data, message
     with answer(data) as address:
         url = f"{address}/a.pth"
         with pytest.raises(UsageError, match=message):
-            weight_fetching.fetch_file(url, locate(tmp_path / "to"))
+            fetching.fetch_file(url, locate(tmp_path / "to"))
         with pytest.raises(UsageError, match=message):
-            weight_files.open_node_copy(weight_files.WeightFile("a.pth", url, 9, "0" * 64), None)
+            files.open_node_copy(files.WeightFile("a.pth", url, 9, "0" * 64), None)
         if b"200" not in data:
-            assert message in weight_fetching.find_network_trouble(url)
+            assert message in fetching.find_network_trouble(url)
     assert not list((tmp_path / "to").glob("*"))
     assert not list((tmp_path / "node").rglob("*.pth"))
 
@@ -236,7 +235,7 @@ def test_neither_weights_nor_network(image_folder, tmp_path):
 
 def test_a_given_folder_that_lacks_files(small, tmp_path, monkeypatch):
     """Its lack is named, and the network left alone even where there is one."""
-    monkeypatch.setattr(weight_fetching, "open_url", lambda _: pytest.fail("used the network"))
+    monkeypatch.setattr(fetching, "open_url", lambda _: pytest.fail("used the network"))
     line = f"`iqa-ray weights pull --metrics musiq --to {small}`"
     with pytest.raises(
         UsageError, match=f"musiq needs {MUSIQ}, not in the weights folder"
@@ -334,7 +333,7 @@ def test_another_model_s_checkpoint(small, weights_folder):
 def test_a_lock_that_is_none(small, text):
     (small / "weights.lock").write_text(text)
     with pytest.raises(UsageError, match="is not a lock"):
-        weight_files.read_lock(locate(small))
+        files.read_lock(locate(small))
 
 
 @pytest.mark.parametrize(
@@ -364,19 +363,19 @@ def test_a_lock_cannot_point_outside_its_folder(tmp_path, name, changes):
 
     entry = {"url": "https://host/a.pth", "bytes": 9, "sha256": "0" * 64}
     write("a.pth", entry)
-    assert weight_files.read_lock(locate(tmp_path)).files["a.pth"].bytes == 9
+    assert files.read_lock(locate(tmp_path)).files["a.pth"].bytes == 9
     write(name, {**entry, **changes})
     with pytest.raises(UsageError, match="is not a lock: .*make it again") as caught:
-        weight_files.read_lock(locate(tmp_path))
+        files.read_lock(locate(tmp_path))
     assert "\n" not in str(caught.value)
 
 
 def test_a_lock_of_another_pyiqa_is_not_believed(locked):
     """Another version may want other files: it is asked itself."""
-    lock = weight_files.read_lock(locate(locked))
+    lock = files.read_lock(locate(locked))
     assert lock is not None
     lock.pyiqa, lock.metrics = "0.0.1", {"cnniqa": []}
-    weight_files.write_lock(locate(locked), lock)
+    files.write_lock(locate(locked), lock)
     (entry,) = pulling.prepare_weights(["cnniqa"], str(locked))["cnniqa"].files
     assert entry.name == CNNIQA
 
@@ -388,11 +387,11 @@ def test_copies_are_made_once(locked, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node"))
     prepared = pulling.prepare_weights(["cnniqa"], str(locked))["cnniqa"]
     (entry,) = prepared.files
-    copy = weight_files.open_node_copy(entry, prepared.folder)
+    copy = files.open_node_copy(entry, prepared.folder)
     assert copy.read_bytes() == (locked / CNNIQA).read_bytes()
     assert str(copy).startswith(str(tmp_path / "node"))
     (locked / CNNIQA).unlink()
-    assert weight_files.open_node_copy(entry, prepared.folder) == copy
+    assert files.open_node_copy(entry, prepared.folder) == copy
     assert not list(copy.parent.glob("*.tmp"))
 
 
@@ -403,10 +402,10 @@ def test_a_copy_that_was_cut_short_is_made_again(locked, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size))
     (entry,) = pulling.prepare_weights(["cnniqa"], str(locked))["cnniqa"].files
     assert synced == [entry.bytes]  # all of them are on the disk before the file has its name
-    copy = weight_files.open_node_copy(entry, str(locked))
+    copy = files.open_node_copy(entry, str(locked))
     for content in (b"", copy.read_bytes()[:1000]):
         copy.write_bytes(content)
-        assert weight_files.open_node_copy(entry, str(locked)) == copy
+        assert files.open_node_copy(entry, str(locked)) == copy
         assert copy.read_bytes() == (locked / CNNIQA).read_bytes()
 
 
@@ -415,7 +414,7 @@ def test_actors_that_start_together_share_one_copy(locked, tmp_path, monkeypatch
     from multiprocessing import get_context
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "node"))
-    entry = weight_files.describe_file(locate(locked), f"https://host/{CNNIQA}")
+    entry = files.describe_file(locate(locked), f"https://host/{CNNIQA}")
     with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
         copies = set(pool.map(copy_in_a_process, [str(locked)] * 3, [entry] * 3))
     assert len(copies) == 1
@@ -423,9 +422,9 @@ def test_actors_that_start_together_share_one_copy(locked, tmp_path, monkeypatch
 
 
 def test_a_folder_that_a_node_cannot_see(tmp_path, locked):
-    entry = weight_files.describe_file(locate(locked), f"https://host/{CNNIQA}")
-    other = weight_files.WeightFile(entry.name, entry.url, entry.bytes, "0" * 64)
+    entry = files.describe_file(locate(locked), f"https://host/{CNNIQA}")
+    other = files.WeightFile(entry.name, entry.url, entry.bytes, "0" * 64)
     with pytest.raises(UsageError, match="every node can reach"):
-        weight_files.open_node_copy(other, str(tmp_path / "nowhere"))
+        files.open_node_copy(other, str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="damaged or another file"):
-        weight_files.open_node_copy(other, str(locked))
+        files.open_node_copy(other, str(locked))

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iqa_ray.decoding import hash_content
 from iqa_ray.distortions.blurs import blur_defocus, blur_gaussian, blur_motion
 from iqa_ray.distortions.checks import Pixels, check_image
 from iqa_ray.distortions.codecs import compress_jpeg, compress_jpeg2000
@@ -27,6 +26,7 @@ from iqa_ray.distortions.geometry import (
     rotate,
 )
 from iqa_ray.distortions.tones import add_noise, overexpose, reduce_contrast, underexpose
+from iqa_ray.images.decoding import hash_content
 
 __all__ = [
     "DISTORTIONS",

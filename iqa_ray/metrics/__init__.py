@@ -84,7 +84,7 @@ def create(
     spec = get_spec(name)
     if spec.backend == "cpu":
         return Metric(spec)
-    from iqa_ray.metrics.pulling import prepare_weights
+    from iqa_ray.weights.pulling import prepare_weights
 
     prepared = prepare_weights([name], weights)[name]
     if device is None:

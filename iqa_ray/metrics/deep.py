@@ -20,10 +20,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from iqa_ray.metrics.loading import replaced
 from iqa_ray.metrics.planes import check_image
 from iqa_ray.metrics.spec import MetricError, MetricSpec
-from iqa_ray.metrics.weights import Weights, build_model, find_pyiqa_version
+from iqa_ray.weights.metric_files import Weights, build_model, find_pyiqa_version
+from iqa_ray.weights.pyiqa_builder import replaced
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["cpu", "cuda"]

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import compute as pc
 
-from iqa_ray.images import IMAGES_SCHEMA
-from iqa_ray.store import Workspace
+from iqa_ray.images.listing import IMAGES_SCHEMA
+from iqa_ray.storage.workspace import Workspace
 
 LISTING_FILE = "history/listing.parquet"
 RUNS_FILE = "history/runs.parquet"

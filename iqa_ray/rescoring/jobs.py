@@ -15,17 +15,22 @@ from pydantic import Field, model_validator
 
 from iqa_ray.config import Job, WorkspaceJob, make_job, positional
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.lock import hold_lock
 from iqa_ray.metrics.deep import parse_version
 from iqa_ray.metrics.spec import get_spec
-from iqa_ray.predictions import PREDICTIONS_FILE
+from iqa_ray.predictions.table import PREDICTIONS_FILE
 from iqa_ray.progress import log
 from iqa_ray.rescoring.drift import Drift, ShareChange, compare_shares, find_alerts, measure_drift
 from iqa_ray.rescoring.history import LISTING_FILE, add_hashes, append_deleted, append_run
 from iqa_ray.rescoring.night import CLASSES, Night, begin_night, carry_scores
-from iqa_ray.score_job import ScoreJob
-from iqa_ray.scores import ListedScores, count_failures, known_metrics, read_scores, read_specs
-from iqa_ray.scoring import run_score
+from iqa_ray.scoring.jobs import run_score
+from iqa_ray.scoring.settings import ScoreJob
+from iqa_ray.scoring.tables import (
+    ListedScores,
+    count_failures,
+    known_metrics,
+    read_scores,
+    read_specs,
+)
 from iqa_ray.selection.jobs import (
     CUTOFFS_FILE,
     SELECTION_FILE,
@@ -37,7 +42,8 @@ from iqa_ray.selection.jobs import (
     run_select,
     write_cutoffs,
 )
-from iqa_ray.store import Workspace, list_parts_folders
+from iqa_ray.storage.lock import hold_lock
+from iqa_ray.storage.workspace import Workspace, list_parts_folders
 
 _LARGEST_PART = 100_000  # rows
 # settings of `score` that only deep metrics have

@@ -9,10 +9,9 @@ from functools import cached_property
 import pyarrow as pa
 from pyarrow import compute as pc
 
-from iqa_ray.files import locate
-from iqa_ray.image_source import ImageSource
-from iqa_ray.images import LabelMode, Listing
-from iqa_ray.reading import run_ahead
+from iqa_ray.images.listing import LabelMode, Listing
+from iqa_ray.images.prefetch import run_ahead
+from iqa_ray.images.source import ImageSource
 from iqa_ray.rescoring.changes import (
     Changes,
     ResolvedChanges,
@@ -21,8 +20,15 @@ from iqa_ray.rescoring.changes import (
     resolve_changes,
 )
 from iqa_ray.rescoring.history import add_hashes, read_listing
-from iqa_ray.scores import SCORES_SCHEMA, ListedScores, find_spec, open_parts, scored_metrics
-from iqa_ray.store import Workspace
+from iqa_ray.scoring.tables import (
+    SCORES_SCHEMA,
+    ListedScores,
+    find_spec,
+    open_parts,
+    scored_metrics,
+)
+from iqa_ray.storage.files import locate
+from iqa_ray.storage.workspace import Workspace
 
 CLASSES = ("new", "changed", "moved", "deleted", "retouched", "unchanged")
 _NUM_READERS, _NUM_AHEAD = 8, 64

@@ -13,10 +13,9 @@ from pydantic import Field, field_validator
 
 from iqa_ray.config import WorkspaceJob
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.files import locate
-from iqa_ray.predictions import PREDICTIONS_FILE, read_predictions
+from iqa_ray.predictions.table import PREDICTIONS_FILE, read_predictions
 from iqa_ray.progress import log
-from iqa_ray.scores import ListedScores, find_spec, scored_metrics
+from iqa_ray.scoring.tables import ListedScores, find_spec, scored_metrics
 from iqa_ray.selection.cutoffs import (
     Bandwidth,
     Cutoff,
@@ -24,10 +23,11 @@ from iqa_ray.selection.cutoffs import (
     fit_cutoff,
     name_direction,
 )
-from iqa_ray.selection.study import VERDICTS_FILE
 from iqa_ray.selection.subsets import link_kept, list_kept
 from iqa_ray.selection.votes import Rule, cast_votes, votes_to_reject
-from iqa_ray.store import Workspace
+from iqa_ray.storage.files import locate
+from iqa_ray.storage.workspace import Workspace
+from iqa_ray.study.verdicts import VERDICTS_FILE
 
 CUTOFFS_FILE = "cutoffs.json"
 SELECTION_FILE = "selection.parquet"

@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from iqa_ray.errors import UsageError
-from iqa_ray.files import Location, locate, one_line, read_bytes, write_bytes
-from iqa_ray.folders import LINKS_MARKER
-from iqa_ray.images import locate_image
-from iqa_ray.object_stores import UnansweredError
+from iqa_ray.images.folders import LINKS_MARKER
+from iqa_ray.images.listing import locate_image
 from iqa_ray.progress import log
+from iqa_ray.storage.files import Location, locate, one_line, read_bytes, write_bytes
+from iqa_ray.storage.object_stores import UnansweredError
 
 UNLABELLED = "unlabelled"
 # a spreadsheet runs a cell that begins so, unless it is a number

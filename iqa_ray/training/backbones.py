@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from iqa_ray.errors import UsageError
-from iqa_ray.files import one_line
-from iqa_ray.training.initial_weights import find_weights
+from iqa_ray.storage.files import one_line
 from iqa_ray.training.recipe import Recipe
+from iqa_ray.weights.backbones import find_weights
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # EfficientNet-Lite was trained on (x - 127) / 128

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from iqa_ray.image_source import ImageSource
+from iqa_ray.images.source import ImageSource
 from iqa_ray.training import backbones
 from iqa_ray.training.augment import augment_images
 from iqa_ray.training.backbones import Classifier

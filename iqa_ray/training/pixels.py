@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from iqa_ray.decoding import ImageError, UnreadError, hash_content
-from iqa_ray.image_source import ImageSource
+from iqa_ray.images.decoding import ImageError, UnreadError, hash_content
+from iqa_ray.images.source import ImageSource
 
 Pixels = NDArray[np.uint8]
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from iqa_ray.files import Location, delete_file, read_whole, remove_unfinished, write_bytes
+from iqa_ray.storage.files import Location, delete_file, read_whole, remove_unfinished, write_bytes
 from iqa_ray.training.evaluation import (
     compute_log_odds,
     measure_accuracy,

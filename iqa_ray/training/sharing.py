@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
-from iqa_ray.capacity import Resources
-from iqa_ray.cluster import list_nodes_with_room
+from iqa_ray.cluster.capacity import Resources
+from iqa_ray.cluster.connection import list_nodes_with_room
 from iqa_ray.errors import IncompleteError
-from iqa_ray.files import one_line
-from iqa_ray.image_source import ImageSource
+from iqa_ray.images.source import ImageSource
+from iqa_ray.storage.files import one_line
 from iqa_ray.training import loop
 from iqa_ray.training.inputs import ChunkedImages
 from iqa_ray.training.pixels import load_pixels

@@ -1,0 +1,1 @@
+"""Ray: connecting, room on nodes, and actors that may die."""

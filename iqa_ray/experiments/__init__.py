@@ -1,0 +1,1 @@
+"""Does selection help? Arms of training images, compared over several seeds."""

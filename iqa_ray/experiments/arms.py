@@ -1,0 +1,359 @@
+"""Training the arms of a study over seeds: settings, runs and their keys, tables of results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, field_validator, model_validator
+
+from iqa_ray.cluster import connection
+from iqa_ray.cluster.capacity import check_share
+from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.experiments.splits import Splits
+from iqa_ray.images.decoding import hash_content
+from iqa_ray.images.source import ImageSource
+from iqa_ray.progress import log
+from iqa_ray.scoring.tables import scores_frame
+from iqa_ray.storage.files import Location
+from iqa_ray.storage.workspace import Workspace
+from iqa_ray.training.recipe import Augment, Recipe
+from iqa_ray.training.settings import TrainingJob
+
+if TYPE_CHECKING:  # PyTorch is for those that train
+    from iqa_ray.training.parallel import RunFailure
+    from iqa_ray.training.runs import Run
+    from iqa_ray.training.sharing import Material
+
+RUN_COLUMNS = (
+    "arm", "backbone", "seed", "status", "error", "accuracy", "auc", "best_epoch", "last_accuracy",
+    "last_auc", "history", "seconds", "device", "num_train",
+)  # fmt: skip
+
+
+class ArmsJob(TrainingJob):
+    """What the studies that train have in common."""
+
+    seeds: tuple[int, ...] = Field(
+        default=(0, 1, 2, 3, 4), description="one run of each arm a seed, separated by commas"
+    )
+    augment: Augment = Field(
+        default=Recipe.augment,
+        description="of training images: flip; standard: flip, and cut out half to all of the area",
+    )
+    num_train: int | None = Field(
+        default=None,
+        ge=2,
+        description="training images of each arm (default: as many as there are)",
+    )
+    split_seed: int = Field(
+        default=0, ge=0, description="seed by which images are drawn; the same for every run"
+    )
+    gpus_per_run: float | None = Field(
+        default=None,
+        ge=0,
+        description="GPUs that each run asks of Ray (default: 0.2 where there are GPUs)",
+    )
+    cpus_per_run: float = Field(
+        default=1.0, gt=0, description="CPUs that each run asks of Ray; a thread each"
+    )
+    restart: bool = Field(default=False, description="forget this study's runs and begin again")
+    log_dir: str | None = Field(
+        default=None,
+        description="write event files for TensorBoard into this folder",
+        json_schema_extra={"metavar": "DIR"},
+    )
+
+    _share = field_validator("gpus_per_run")(check_share)
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or min(seeds) < 0:
+            raise ValueError("give at least one seed, none below 0")
+        return tuple(dict.fromkeys(seeds))
+
+    @model_validator(mode="after")
+    def _check_augment(self) -> ArmsJob:
+        if self.freeze_backbone and self.augment != "none":
+            raise ValueError("--augment changes images, and --freeze-backbone sees each only once")
+        return self
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The images of a study.
+
+    Attributes:
+        frame: one row an image: image_id, path, label, content_hash, status, keep, and a column of
+            scores a voting metric.
+        metrics: those that voted.
+        source: of the images.
+    """
+
+    frame: pd.DataFrame
+    metrics: tuple[str, ...]
+    source: ImageSource
+
+
+def read_candidates(workspace: Workspace) -> Candidates:
+    """Read the selection with the content hashes of its images.
+
+    Raises:
+        UsageError: there is none, or it was made from other images, labels or scores than the
+            workspace holds now.
+    """
+    images = workspace.read_table("images.parquet", "score IMAGES")
+    selection = workspace.read_table("selection.parquet", "select").to_pandas()
+    if set(selection["image_id"]) != set(images.column("image_id").to_pylist()):
+        raise UsageError(
+            f"{workspace}/selection.parquet was made from other images than images.parquet lists: "
+            f"run `iqa-ray select --workspace {workspace}` again"
+        )
+    metrics = tuple(name.removeprefix("low_") for name in selection if name.startswith("low_"))
+    frame = scores_frame(workspace, metrics)
+    selection = selection.set_index("image_id").loc[frame["image_id"]].reset_index()
+    _check_selection(workspace, selection, frame, metrics)
+    frame["keep"] = selection["keep"]
+    return Candidates(
+        frame[["image_id", "path", "label", "content_hash", "status", "keep", *metrics]],
+        metrics,
+        ImageSource.from_record(workspace.read_record("images.parquet") or {}),
+    )
+
+
+def _check_selection(
+    workspace: Workspace, selection: pd.DataFrame, present: pd.DataFrame, metrics: Sequence[str]
+) -> None:
+    """Refuse a selection that was made from other labels or scores than the present ones.
+
+    Args:
+        workspace: where both come from.
+        selection: with the present rows' images, in their order.
+        present: what `scores_frame` returns.
+        metrics: those that voted.
+
+    Raises:
+        UsageError: names an image and the commands to run.
+    """
+    for name in ("label", *metrics):
+        before, now = selection[name], present[name]
+        differs = (before != now) & ~(before.isna() & now.isna())
+        if not differs.any():
+            continue
+        commands = f"`iqa-ray select --workspace {workspace}`"
+        if name in metrics and now[differs].isna().any():
+            commands = (
+                f"`iqa-ray score IMAGES --workspace {workspace} --metrics {','.join(metrics)}`, "
+                f"then {commands}"
+            )
+        what = "labels" if name == "label" else f"{name} scores"
+        raise UsageError(
+            f"{workspace}/selection.parquet was made from other {what} of {differs.sum():,} "
+            f"images, such as {present['path'][differs].iloc[0]!r}: run {commands} again"
+        )
+
+
+def train_arms(
+    workspace: Workspace,
+    name: str,
+    folder: str,
+    job: ArmsJob,
+    backbones: Sequence[str],
+    splits: Splits,
+    candidates: Candidates,
+) -> pd.DataFrame:
+    """Train every backbone on every arm with every seed, as far as that is not done yet.
+
+    Writes `splits.parquet` and `runs.parquet`.
+
+    Args:
+        workspace: the tables' place.
+        name: of the job, for its record.
+        folder: of the study in the workspace.
+        job: how to train.
+        backbones: names.
+        splits: who is trained and tested on what.
+        candidates: where the images came from.
+
+    Returns:
+        One row a run (RUN_COLUMNS); what failed has a status that is not ok, and an error.
+
+    Raises:
+        UsageError: weights that cannot be had.
+        IncompleteError: no room, or images that can no longer be read.
+    """
+    for note in splits.notes:
+        log(note)
+    workspace.prepare()
+    workspace.record_config(name, job)
+    workspace.write_frame(f"{folder}/splits.parquet", splits.table)
+    runs = _train_missing(workspace.location / folder, job, backbones, splits.table, candidates)
+    workspace.write_frame(f"{folder}/runs.parquet", runs)
+    return runs
+
+
+def _train_missing(
+    place: Location,
+    job: ArmsJob,
+    backbones: Sequence[str],
+    splits: pd.DataFrame,
+    candidates: Candidates,
+) -> pd.DataFrame:
+    from iqa_ray.experiments.live import check_log_dir
+    from iqa_ray.training.backbones import check_backbone, choose_image_size
+    from iqa_ray.training.runs import RunFiles
+    from iqa_ray.training.sharing import Material
+    from iqa_ray.weights.backbones import find_weights
+
+    if job.log_dir is not None:
+        check_log_dir(job.log_dir)
+    image_size = choose_image_size(backbones, job.image_size)
+    weights = {}
+    for name in backbones:
+        path = find_weights(name, job.weights)
+        check_backbone(name, path, image_size)
+        weights[name] = path.read_bytes() if path else None
+    hashes = candidates.frame[["image_id", "content_hash"]]
+    pool = splits.drop_duplicates("image_id").merge(hashes, on="image_id", how="left")
+    classes, targets = np.unique(pool["label"].to_numpy(str), return_inverse=True)
+    runs = _make_runs(job, backbones, splits, pool, candidates, weights, image_size)
+    files = RunFiles(place)
+    if job.restart:
+        for run in runs:
+            files.forget(run)
+    results = {run.key: files.read_result(run) for run in runs}
+    todo = [run for run in runs if results[run.key] is None]
+    failures: list[RunFailure] = []
+    if todo:
+        material = Material(
+            paths=pool["path"].tolist(),
+            content_hashes=pool["content_hash"].tolist(),
+            targets=targets.astype(np.int64),
+            num_classes=len(classes),
+            weights=weights,
+            image_size=image_size,
+            source=candidates.source,
+        )
+        failures = _train(todo, len(runs) - len(todo), material, place, job)
+        results |= {run.key: files.read_result(run) for run in todo}
+    reasons = {failure.run.key: failure.reason for failure in failures}
+    rows = []
+    for run in runs:
+        result = results[run.key] or {"status": "failed", "error": reasons.get(run.key, "")}
+        rows.append(
+            {"arm": run.arm, "backbone": run.recipe.backbone, "seed": run.recipe.seed, **result}
+        )
+    return pd.DataFrame(rows, columns=RUN_COLUMNS)
+
+
+def _train(
+    todo: list[Run], num_reused: int, material: Material, place: Location, job: ArmsJob
+) -> list[RunFailure]:
+    from iqa_ray.experiments.live import LiveRuns
+    from iqa_ray.training import parallel
+
+    with connection.connect(job.address):
+        plan = parallel.plan_lanes(job.gpus_per_run, job.cpus_per_run)
+        resources, room = plan
+        before = f", {num_reused} more are finished from before" if num_reused else ""
+        log(
+            f"{len(todo)} runs of {job.epochs} epochs, {min(room, len(todo))} at the same time, "
+            f"each with {resources.num_cpus:g} CPUs and {resources.num_gpus:g} GPUs{before}"
+        )
+        with LiveRuns(todo, num_reused, job.log_dir) as live:
+            return parallel.train_runs(todo, material, place, plan, live)
+
+
+def _make_runs(
+    job: ArmsJob,
+    backbones: Sequence[str],
+    splits: pd.DataFrame,
+    pool: pd.DataFrame,
+    candidates: Candidates,
+    weights: dict[str, bytes | None],
+    image_size: int,
+) -> list[Run]:
+    """All seeds of an arm, then the next arm: seeds run side by side, and pairs end together."""
+    from iqa_ray.training.loop import TRAINING_VERSION
+    from iqa_ray.training.runs import Run
+
+    place_of = pd.Series(pool.index, index=pool["image_id"])
+    hashes = pool.set_index("image_id")["content_hash"]
+    parts: dict[str, dict[str, Any]] = {}
+    for (arm, part), rows in splits.groupby(["arm", "part"], sort=False):
+        parts.setdefault(str(arm), {})[str(part)] = rows
+    runs = []
+    for backbone in backbones:
+        start = weights[backbone]
+        for arm, of_arm in parts.items():
+            content = {
+                part: [rows["label"].tolist(), rows["image_id"].map(hashes).tolist()]
+                for part, rows in of_arm.items()
+            }
+            places = {
+                part: place_of[rows["image_id"]].to_numpy(np.int64) for part, rows in of_arm.items()
+            }
+            for seed in job.seeds:
+                recipe = job.make_recipe(backbone, seed, image_size)
+                depends_on = [
+                    TRAINING_VERSION,
+                    arm,
+                    {**recipe.describe(), "weights": hash_content(start) if start else None},
+                    sorted(set(pool["label"])),
+                    content,
+                    candidates.source.max_pixels,
+                ]
+                digest = hashlib.blake2b(json.dumps(depends_on).encode(), digest_size=12)
+                runs.append(Run(digest.hexdigest(), arm, recipe, **places))
+    return runs
+
+
+def check_runs(runs: pd.DataFrame, text: str) -> None:
+    """Raise IncompleteError where some run gave no result, after showing `text`; names a few."""
+    bad = runs[runs["status"] != "ok"]
+    if len(bad):
+        log(text)
+        named = "; ".join(
+            f"{row.arm} {row.backbone} seed {row.seed} {row.status}: {row.error}"
+            for row in bad.head(3).itertuples()
+        )
+        raise IncompleteError(
+            f"{len(bad)} of {len(runs)} runs gave no result ({named}); the tables hold the others, "
+            "and the same command tries again those that failed"
+        )
+
+
+def summarise_study(
+    workspace: Workspace, splits: Splits, runs: pd.DataFrame, text: str, start_s: float
+) -> dict[str, Any]:
+    """What the summary of every study has; `text` is its table for people."""
+    first = splits.table[splits.table["arm"] == splits.table["arm"].iloc[0]]
+    sizes = first["part"].value_counts()
+    return {
+        **{f"num_{part}": int(sizes[part]) for part in ("train", "validation", "test")},
+        "num_classes": int(splits.table["label"].nunique()),
+        "num_runs": len(runs),
+        "num_unusable": splits.num_unusable,
+        "notes": splits.notes,
+        "text": text,
+        "workspace": str(workspace),
+        "seconds": round(time.monotonic() - start_s, 3),
+    }
+
+
+def describe_study(summary: dict[str, Any], folder: str, others: str = "") -> str:
+    """A study's table and what it was made of, for people."""
+    return (
+        f"{summary['text']}\n\n{summary['num_train']:,} training, {summary['num_validation']:,} "
+        f"validation and {summary['num_test']:,} test images of {summary['num_classes']} classes; "
+        f"{summary['num_runs']} runs, {summary['seconds']:.0f} s\n"
+        f"written: {summary['workspace']}/{folder}/runs.parquet, summary.parquet, "
+        f"splits.parquet{others}"
+    )

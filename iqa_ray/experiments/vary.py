@@ -1,0 +1,76 @@
+"""How much of the lowest quality is worth removing? (Smith et al., sections 3.3, 4.4)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from iqa_ray.experiments.arms import (
+    ArmsJob,
+    check_runs,
+    describe_study,
+    read_candidates,
+    summarise_study,
+    train_arms,
+)
+from iqa_ray.experiments.splits import REMOVED, SHARES, rank_quality, split_varying
+from iqa_ray.experiments.statistics import format_varying, summarise_arms
+from iqa_ray.report.figures import draw_shares
+from iqa_ray.scoring.tables import find_spec
+from iqa_ray.storage.files import write_bytes
+from iqa_ray.storage.workspace import Workspace
+from iqa_ray.training.settings import BackboneName
+
+FOLDER = "comparisons/varying"
+
+
+class VaryJob(ArmsJob):
+    """Remove more and more images of the lowest quality and train on equally many of the rest."""
+
+    backbone: BackboneName = Field(default="resnet34", description="the network to train")
+    removed: tuple[int, ...] = Field(
+        default=SHARES, description="per cents of the images to remove, separated by commas"
+    )
+
+    @field_validator("removed")
+    @classmethod
+    def _check_removed(cls, shares: tuple[int, ...]) -> tuple[int, ...]:
+        if not shares or not all(0 <= share < 100 for share in shares):
+            raise ValueError("give per cents of at least 0 and below 100")
+        return tuple(sorted(set(shares)))
+
+
+def run_vary(job: VaryJob) -> dict[str, Any]:
+    """Train what is not trained yet, write `WS/comparisons/varying/`, and return the summary.
+
+    The quality of an image is its mean rank over the metrics that voted.
+
+    Raises:
+        UsageError: no selection, too few images, or weights that cannot be had.
+        IncompleteError: no room for a run, or some run gave no result.
+    """
+    start_s = time.monotonic()
+    workspace = Workspace(job.workspace)
+    candidates = read_candidates(workspace)
+    directions = {name: find_spec(workspace, name).higher_is_better for name in candidates.metrics}
+    scores = candidates.frame.set_index("image_id")[list(candidates.metrics)]
+    quality = rank_quality(scores, directions)
+    splits = split_varying(candidates.frame, quality, job.split_seed, job.num_train, job.removed)
+    runs = train_arms(workspace, "vary", FOLDER, job, [job.backbone], splits, candidates)
+    summary = summarise_arms(runs)
+    summary["removed_percent"] = summary["arm"].str.removeprefix(REMOVED).astype(int)
+    workspace.write_frame(f"{FOLDER}/summary.parquet", summary)
+    write_bytes(workspace.location / f"{FOLDER}/curve.png", draw_shares(summary))
+    text = format_varying(summary)
+    check_runs(runs, text)
+    return {
+        **summarise_study(workspace, splits, runs, text, start_s),
+        "table": summary.astype(object).where(summary.notna(), None).to_dict("records"),
+    }
+
+
+def describe_vary(summary: dict[str, Any]) -> str:
+    """Table 3 of Smith et al., for people."""
+    return describe_study(summary, FOLDER, ", curve.png")

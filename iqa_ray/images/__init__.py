@@ -1,0 +1,1 @@
+"""What an image is: where it lies, its bytes and its pixels."""

@@ -1,0 +1,107 @@
+"""Applying a trained classifier to images, with Ray actors, and where the workspace keeps it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+
+from iqa_ray.cluster import connection
+from iqa_ray.cluster.capacity import Resources
+from iqa_ray.cluster.pools import Pool, run_shards
+from iqa_ray.errors import IncompleteError
+from iqa_ray.images.source import ImageSource
+from iqa_ray.progress import Progress
+from iqa_ray.storage.files import locate, read_bytes
+from iqa_ray.storage.parquet import Fingerprints
+from iqa_ray.storage.parts import find_missing, make_fingerprints, mark_missing
+from iqa_ray.storage.workspace import Workspace
+
+_SHARD_SIZE = 64
+
+
+def model_file(key: str) -> str:
+    """Where the workspace keeps a model."""
+    return f"models/{key}.pt"
+
+
+def parts_folder(key: str) -> str:
+    """Where the workspace keeps a model's predictions."""
+    return f"predictions/model={key}"
+
+
+class ShardPredictor:
+    """Applies a trained classifier to shards (images, fingerprints) and writes their parts."""
+
+    def __init__(self, workspace: str, key: str, source: ImageSource) -> None:
+        import torch
+
+        from iqa_ray.training import backbones, loop
+
+        torch.set_num_threads(1)
+        self._parts = Workspace(workspace).parts(parts_folder(key))
+        loaded = loop.load_checkpoint(read_bytes(locate(workspace) / model_file(key)))
+        self._classes, self._image_size = loaded["classes"], loaded["image_size"]
+        self._model = backbones.create(loaded["backbone"], len(self._classes))
+        self._model.load_state_dict(loaded["state"])
+        self._model.to(loop.pick_device()).eval()
+        self._source, self._key = source, key
+
+    def __call__(self, shard: tuple[pa.Table, Fingerprints]) -> int:
+        """Returns the number of images."""
+        from iqa_ray.training import loop, pixels
+
+        images, fingerprints = shard
+        paths = images.column("path").to_pylist()
+        unread: list[int] = []
+        loaded, hashes = pixels.load_pixels(self._source, paths, self._image_size, 2, unread.append)
+        unreadable = np.array([content is None for content in hashes])
+        chances = loop.predict_probabilities(self._model, loaded)
+        names = np.array(self._classes, dtype=object)[chances.argmax(1)]
+        columns = {
+            "image_id": images.column("image_id"),
+            "path": images.column("path"),
+            "predicted": pa.array(names, pa.string(), mask=unreadable),
+            "confidence": pa.array(chances.max(1).astype(np.float64), mask=unreadable),
+            "content_hash": pa.array(hashes, pa.string()),
+        }
+        is_unread = np.isin(np.arange(len(paths)), unread)
+        fingerprints = mark_missing(fingerprints, images, is_unread, self._key)
+        self._parts.write(pa.table(columns), fingerprints, self._key)
+        return len(paths)
+
+
+def predict_missing(
+    workspace: Workspace,
+    images: pa.Table,
+    key: str,
+    source: ImageSource,
+    num_actors: int | None,
+) -> None:
+    """Have the images that lack a prediction by the model `key` predicted by Ray actors.
+
+    Raises:
+        IncompleteError: some have none; the next run goes on.
+    """
+    parts = workspace.parts(parts_folder(key))
+    fingerprints = make_fingerprints(images, key)
+    parts.drop_stale(images.column("image_id").combine_chunks(), fingerprints)
+    rows = np.flatnonzero(find_missing(parts.done(), fingerprints))
+    if not len(rows):
+        return
+    columns = images.select(["image_id", "path"])
+    pieces = [rows[start : start + _SHARD_SIZE] for start in range(0, len(rows), _SHARD_SIZE)]
+    shards = [(columns.take(piece), fingerprints[piece]) for piece in pieces]
+    resources = connection.prefer_gpu(Resources(num_cpus=1.0))
+    num_actors = connection.count_actors(num_actors, resources, len(shards))
+    make = partial(ShardPredictor, str(workspace), key, source)
+    with Progress(len(rows), "predict") as progress:
+        pool = Pool(make, shards, num_actors, resources)
+        failures = run_shards([pool], lambda _, __, done: progress.update(done))
+    if failures:
+        raise IncompleteError(
+            f"{len(failures)} of {len(shards)} shards have no predictions: {failures[0].reason}; "
+            "run the same command again to complete them"
+        )
+    parts.drop_repeated(fingerprints)  # another run may have done the same

@@ -1,0 +1,1 @@
+"""Scoring images with metrics, and the tables of scores."""

@@ -1,1 +1,0 @@
-"""Experiments that ask whether the selection helps."""

@@ -1,0 +1,1 @@
+"""Files of networks: fetched, verified, and copied once a node."""
