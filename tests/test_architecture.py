@@ -6,65 +6,50 @@ import ast
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import iqa_ray
 
 PACKAGE = Path(iqa_ray.__file__).parent
 
-# a module may import only from earlier lines
-LAYERS = [
-    ["errors", "progress", "reading"],
-    ["credentials"],
-    ["object_stores"],
-    ["config", "files"],
-    ["folders"],
-    ["decoding", "images", "lock", "part_files"],
-    ["image_source"],
-    ["parts", "weight_files"],
-    ["store", "weight_fetching"],
-    ["rescoring.changes", "rescoring.drift", "rescoring.history"],
-    ["metrics", "distortions", "data.dotcodes", "training.initial_weights"],
-    ["capacity", "scores", "training.recipe"],
-    ["cluster", "shards", "score_job", "train_job"],
-    ["pools", "telemetry"],
-    ["deep_shards"],
-    ["planning", "predictions", "holdout", "data.jobs"],
-    ["spreading"],
-    ["scoring", "report.figures", "weights_jobs", "rescoring.night"],
-    ["selection.cutoffs", "selection.study", "training.backbones"],
-    ["selection.votes", "selection.subsets", "selection.series", "training.augment"],
-    ["training.pixels", "training.boards", "studies.splits"],
-    ["training.inputs", "training.evaluation"],
-    ["training.loop", "studies.statistics"],
-    ["training.runs"],
-    ["selection.jobs", "selection.study_jobs", "training.seeds", "predictor"],
-    ["training.sharing", "studies.live"],
-    ["training.lanes"],
-    ["predicting", "studies.arms"],
-    ["studies.compare_quality", "studies.vary_quality", "rescoring.jobs"],
+# A room's modules import from the room itself and from rooms before its line.
+ROOMS = [
+    ["errors"],
+    ["progress"],
+    ["config"],
+    ["storage"],
+    ["images"],
+    ["cluster"],
+    ["distortions", "weights"],
+    ["metrics"],
+    ["training"],
+    ["scoring"],
+    ["predictions"],
+    ["study", "selection"],
+    ["experiments"],
+    ["rescoring"],
+    ["report"],
+    ["synthetic"],
+]
+ORDER = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
+# Commands take from every room, and from the commands that they run.
+COMMANDS = [
+    ["synthetic.jobs", "weights.jobs", "scoring.jobs", "predictions.jobs", "selection.jobs"],
+    ["study.jobs", "experiments.compare", "experiments.vary", "rescoring.jobs"],
     ["demo"],
     ["cli"],
 ]
+COMMAND_RANK = {name: rank for rank, names in enumerate(COMMANDS) for name in names}
 MAY_IMPORT_RAY = {
-    "cluster",
-    "pools",
-    "telemetry",
-    "training.boards",
-    "training.seeds",
+    "cluster.connection",
+    "cluster.pools",
+    "scoring.telemetry",
+    "training.events",
+    "training.single",
     "training.sharing",
-    "training.lanes",
+    "training.parallel",
 }
-ORDER = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-
-
-def layer_of(module: str) -> str:
-    parts = module.split(".")
-    for length in (2, 1):
-        name = ".".join(parts[:length])
-        if name in ORDER:
-            return name
-    raise AssertionError(f"{module} has no place in LAYERS")
 
 
 def modules() -> dict[str, ast.Module]:
@@ -85,24 +70,37 @@ def imports_of(tree: ast.Module) -> set[str]:
     return names
 
 
-def test_imports_run_one_way():
+def list_imports() -> Iterator[tuple[str, str]]:
+    """Each module of the package with each module of it that it imports."""
     known = modules()
-    packages = {"__init__", "selection", "training", "data", "report", "studies", "rescoring"}
     for name, tree in known.items():
-        if name in packages:
-            continue
-        here = layer_of(name)
         for target in imports_of(tree):
-            if not target.startswith("iqa_ray."):
-                continue
-            module = target.removeprefix("iqa_ray.")
-            while module not in known:
+            module = target.removeprefix("iqa_ray.") if target.startswith("iqa_ray.") else ""
+            while module and module not in known:
                 module = module.rpartition(".")[0]
-                if not module:
-                    break
-            if not module or module in packages or layer_of(module) == here:
-                continue
-            assert ORDER[layer_of(module)] < ORDER[here], f"{name} imports {module}"
+            if module and module != name:
+                yield name, module
+
+
+def test_rooms_import_one_way():
+    for name, module in list_imports():
+        here, there = name.split(".")[0], module.split(".")[0]
+        if name == "__init__" or here == there or name in COMMAND_RANK:
+            continue
+        assert module not in COMMAND_RANK, f"{name} imports the command {module}"
+        assert ORDER[there] < ORDER[here], f"{name} imports {module}"
+
+
+def test_commands_import_one_way():
+    for name, module in list_imports():
+        if name in COMMAND_RANK and module in COMMAND_RANK:
+            assert COMMAND_RANK[module] < COMMAND_RANK[name], f"{name} imports {module}"
+
+
+def test_every_module_lies_in_a_room():
+    flat = {"__init__", "cli", "config", "demo", "errors", "progress"}
+    assert {name for name in modules() if "." not in name} - set(ORDER) <= flat
+    assert {name.split(".")[0] for name in modules()} - flat <= set(ORDER)
 
 
 def test_only_some_modules_import_ray():
@@ -114,10 +112,10 @@ def test_only_some_modules_import_ray():
 def test_only_the_storage_layer_opens_files():
     """It asks again where a store fails. Ray Train has to be given a file system itself."""
     for name, tree in modules().items():
-        if name in {"files", "object_stores"}:
+        if name in {"storage.files", "storage.object_stores"}:
             continue
         attributes = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-        assert attributes.count("filesystem") == int(name == "training.seeds"), name
+        assert attributes.count("filesystem") == int(name == "training.single"), name
 
 
 def test_modules_and_functions_stay_small():
