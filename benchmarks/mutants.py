@@ -35,24 +35,6 @@ SAMPLE_SIZE = 40
 NUM_AT_ONCE = 2
 # a mutant that never ends, or that ends Python, does not go unnoticed
 NOTICED = {"killed", "timeout", "segfault"}
-ROOMS = {
-    "selection": [
-        f"iqa_ray/selection/{name}.py" for name in ("cutoffs", "jobs", "subsets", "votes")
-    ],
-    "study": ["iqa_ray/study/verdicts.py"],
-    "experiments": [f"iqa_ray/studies/{name}.py" for name in ("splits", "statistics")],
-    "predictions": ["iqa_ray/predictions/table.py", "iqa_ray/predictions/holdout.py"],
-    "rescoring": [
-        f"iqa_ray/rescoring/{name}.py" for name in ("changes", "drift", "history", "jobs", "night")
-    ],
-    "storage": [
-        f"iqa_ray/{name}.py"
-        for name in ("files", "lock", "object_stores", "part_files", "parts", "store")
-    ],
-    "images": ["iqa_ray/images/listing.py", "iqa_ray/images/decoding.py"],
-    "cluster": ["iqa_ray/cluster/capacity.py"],
-    "metrics": ["iqa_ray/metrics/sharpness.py"],
-}
 
 
 class _Blank(ast.NodeTransformer):
@@ -151,11 +133,10 @@ def main() -> None:
         f"Python {machine['python']}, mutmut {find_version('mutmut')}; `make mutants`, at most "
         f"{SAMPLE_SIZE} of a module's mutants, seed {SEED}."
     )
-    rooms = {
-        room: [counts[path] for path in map(Path, found) if path in counts]
-        for room, found in ROOMS.items()
-    }
-    print_table("room", {room: add_up(found) for room, found in rooms.items() if found})
+    rooms: dict[str, list[Counts]] = {}
+    for path, found in counts.items():
+        rooms.setdefault(path.parent.name, []).append(found)
+    print_table("room", {room: add_up(found) for room, found in rooms.items()})
     print_table("module", {f"`{path}`": found for path, found in counts.items()})
     print("\n## Survivors\n\n```diff\n" + "\n\n".join(survivors) + "\n```")
 

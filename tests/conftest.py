@@ -27,24 +27,21 @@ os.environ.pop("AWS_ENDPOINT_URL", None)
 os.environ.pop("AWS_ENDPOINT_URL_S3", None)
 # actors unpickle workers that are defined in test modules
 os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    [
+        *sorted({str(file.parent) for file in Path(__file__).parent.rglob("*.py")}),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
 )
 
 import hypothesis
-import numpy as np
 import pytest
+from pictures import make_texture
 from PIL import Image
 
 if TYPE_CHECKING:
     from desk import Desk
 
 MakeFolder = Callable[..., Path]
-# of a head: lost nodes are noticed at once, not after half a minute
-QUICK_HEALTH_CHECKS = {
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 500,
-    "health_check_failure_threshold": 4,
-}
 
 # how long an example takes depends on what else the machine does
 hypothesis.settings.register_profile("patient", deadline=None)
@@ -97,18 +94,6 @@ def weights_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     make_random_weights(["cnniqa", "musiq", "hyperiqa", "maniqa"], folder)
     return folder
-
-
-def make_texture(seed: int, height: int = 48, width: int = 64, blur: float = 0.0) -> np.ndarray:
-    """(H, W, 3) uint8: smooth noise with some structure, blurred on request."""
-    import cv2
-
-    rng = np.random.default_rng(seed)
-    image = cv2.GaussianBlur(rng.normal(128, 90, (height, width, 3)), (0, 0), 1.0)
-    cv2.circle(image, (width // 2, height // 2), min(height, width) // 4, (240, 200, 30), -1)
-    if blur:
-        image = cv2.GaussianBlur(image, (0, 0), blur)
-    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture

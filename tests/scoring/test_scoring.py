@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_texture
+from pictures import make_texture, png_header
 from PIL import Image
 from pyarrow import parquet as pq
-from test_decoding import png_header
 
 import iqa_ray
 from iqa_ray import metrics

@@ -19,7 +19,7 @@ import yaml
 from iqa_ray import cli
 from iqa_ray.config import build_parser, parse_job
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 OWN_IMAGE = "registry.example.com/iqa-ray"
 FILES = sorted(path for path in DEPLOY.iterdir() if path.is_file())

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_runs import without_times
+from trainings import without_times
 
 import iqa_ray
 from iqa_ray.cli import main

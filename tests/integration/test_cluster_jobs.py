@@ -22,9 +22,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import make_texture
+from clusters import find_free_port, read_samples
+from pictures import make_texture
 from PIL import Image
-from test_telemetry import find_free_port, read_samples
 
 from iqa_ray import cli
 from iqa_ray.images.listing import list_images
@@ -34,7 +34,7 @@ from iqa_ray.scoring import cpu_scorer
 from iqa_ray.scoring.tables import scores_frame
 from iqa_ray.storage.workspace import Workspace
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 METRICS = ("lapm", "wavs")
 PATIENCE_S = 120.0
 # names where the package comes from, and runs every job as far as its help

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import make_texture
 from deep import answer, copy_in_a_process, serve
+from pictures import make_texture
 
 from iqa_ray import metrics
 from iqa_ray.errors import UsageError

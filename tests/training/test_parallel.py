@@ -15,12 +15,10 @@ import numpy as np
 import pytest
 import ray
 import torch
-from test_runs import without_times
+from trainings import make_material, make_runs, without_times
 
 from iqa_ray.cluster.capacity import Resources
 from iqa_ray.errors import IncompleteError
-from iqa_ray.images.decoding import hash_content
-from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import locate
 from iqa_ray.training import parallel, sharing
 from iqa_ray.training.inputs import ChunkedImages
@@ -28,7 +26,7 @@ from iqa_ray.training.parallel import plan_lanes, train_runs
 from iqa_ray.training.pixels import load_pixels
 from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run, RunFiles, train_run
-from iqa_ray.training.sharing import Material, Shared
+from iqa_ray.training.sharing import Shared
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 HALF = Resources(0.5)
@@ -48,29 +46,9 @@ def find_workers() -> list[int]:
     return found
 
 
-def make_material(folder):
-    paths = sorted(map(str, folder.rglob("*.jpg")))
-    targets = np.array([int(Path(path).parent.name == "b") for path in paths])
-    hashes = [hash_content(Path(path).read_bytes()) for path in paths]
-    return Material(paths, hashes, targets, 2, {"resnet18": None}, 32, ImageSource(locate(folder)))
-
-
 @pytest.fixture
 def material(image_folder):
     return make_material(image_folder(30))
-
-
-def make_runs(num=4, **settings):
-    rows = np.random.default_rng(0).permutation(30)
-    recipe = {"epochs": 3, "image_size": 32, "batch_size": 8, "lr": 1e-3, **settings}
-    return [
-        Run(
-            f"{arm}-{seed}", arm, Recipe("resnet18", "none", seed=seed, **recipe),
-            rows[:18], rows[18:24], rows[24:],
-        )
-        for arm in ("high", "all")
-        for seed in range(num // 2)
-    ]  # fmt: skip
 
 
 def read_results(runs, folder):
@@ -169,7 +147,7 @@ def test_a_lost_node_changes_nothing(image_folder, tmp_path):
         train_run(run, ChunkedImages([pixels]), targets, 2, None, files, lambda row: None)
     torch.set_num_threads(num_threads)
 
-    script = Path(__file__).with_name("lose_node.py")
+    script = Path(__file__).parents[1] / "helpers" / "lose_node.py"
     done = subprocess.run(
         [sys.executable, script, images, out],
         check=False,

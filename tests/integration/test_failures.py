@@ -24,7 +24,8 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import QUICK_HEALTH_CHECKS, make_texture
+from clusters import QUICK_HEALTH_CHECKS
+from pictures import make_texture
 from PIL import Image
 from pyarrow import parquet as pq
 

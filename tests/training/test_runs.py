@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from trainings import INPUTS, PIXELS, RECIPE, TARGETS, make_run, train, without_times
 
 from iqa_ray.cluster.capacity import Resources
 from iqa_ray.images.source import ImageSource
@@ -27,41 +28,12 @@ from iqa_ray.training.loop import (
     start_training,
 )
 from iqa_ray.training.recipe import Recipe
-from iqa_ray.training.runs import Run, RunFiles, train_run
-
-RECIPE = Recipe("resnet18", "none", 4, 32, 8, 1e-3, seed=3)
-
-
-def make_data(size=40):
-    """Bright and dark noise, half of it mislabelled, so that there is something left to learn."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(size) % 2
-    pixels = rng.integers(0, 90, (size, 32, 32, 3)) + 120 * labels[:, None, None, None]
-    labels[::4] = 1 - labels[::4]
-    return pixels.astype(np.uint8), torch.from_numpy(labels)
-
-
-PIXELS, TARGETS = make_data()
-INPUTS = ChunkedImages([PIXELS[:16], PIXELS[16:32], PIXELS[32:]])
-
-
-def make_run(recipe=RECIPE, key="k", arm="high"):
-    rows = np.arange(40)
-    return Run(key, arm, recipe, rows[:24], rows[24:32], rows[32:])
+from iqa_ray.training.runs import RunFiles, train_run
 
 
 @pytest.fixture
 def files(tmp_path):
     return RunFiles(locate(tmp_path))
-
-
-def train(run, files, on_epoch=lambda row: None, inputs=INPUTS):
-    return train_run(run, inputs, TARGETS, 2, None, files, on_epoch)
-
-
-def without_times(result):
-    history = [{k: v for k, v in row.items() if k != "seconds"} for row in result["history"]]
-    return {**result, "history": history, "seconds": 0}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_texture
+from pictures import make_texture
 from PIL import Image
 
 from iqa_ray.cli import main
@@ -23,7 +23,7 @@ from iqa_ray.study.jobs import StudyJob, describe_study, run_study
 from iqa_ray.synthetic.dotcodes import make_dataset
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-BSDS = Path(__file__).parents[2] / "shared" / "data" / "bsds-train.tar"
+BSDS = Path(__file__).parents[3] / "shared" / "data" / "bsds-train.tar"
 COLUMNS = {
     "metric", "configuration", "pcc", "pcc_std", "srcc", "srcc_std", "monotone_share",
     "num_samples", "verdict", "reason",

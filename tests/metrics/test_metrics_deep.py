@@ -7,7 +7,7 @@ import itertools
 import cv2
 import numpy as np
 import pytest
-from conftest import make_texture
+from pictures import make_texture
 
 from iqa_ray import metrics
 from iqa_ray.metrics import deep

@@ -3,11 +3,10 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-import zlib
 
 import numpy as np
 import pytest
-from conftest import make_texture
+from pictures import make_texture, png_header
 from PIL import Image, ImageOps
 
 from iqa_ray.images import decoding
@@ -168,16 +167,6 @@ def test_first_frame_of_animations():
     for kind, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
         data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
         np.testing.assert_array_equal(decode_image(data), first)
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises much and holds nothing."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
-    empty = zlib.compress(b"")
-    body = struct.pack(">I", len(header)) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    data = struct.pack(">I", len(empty)) + b"IDAT" + empty
-    return b"\x89PNG\r\n\x1a\n" + body + data + struct.pack(">I", zlib.crc32(b"IDAT" + empty))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import yaml
-from conftest import make_texture
+from pictures import make_texture
 from PIL import Image
 from pyarrow import parquet as pq
 

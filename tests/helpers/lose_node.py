@@ -1,6 +1,6 @@
 """Train runs on a cluster of its own, one node of which is lost on the way: a script of test_lanes.
 
-python tests/lose_node.py IMAGES OUT
+python tests/helpers/lose_node.py IMAGES OUT
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import ray
-from conftest import QUICK_HEALTH_CHECKS
+from clusters import QUICK_HEALTH_CHECKS
 from ray.cluster_utils import Cluster
-from test_lanes import make_material, make_runs
+from trainings import make_material, make_runs
 
 from iqa_ray.cluster.capacity import Resources
 from iqa_ray.storage.files import locate

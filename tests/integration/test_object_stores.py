@@ -19,13 +19,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import s3
-import test_runs
 import torch
-from conftest import make_texture
+from pictures import make_texture
 from PIL import Image
 from pyarrow import compute as pc
 from pyarrow import fs as pafs
 from pyarrow import parquet as pq
+from trainings import RECIPE, make_run, train, without_times
 
 from iqa_ray import cli, metrics
 from iqa_ray.config import make_job
@@ -528,9 +528,9 @@ def test_a_run_s_checkpoints_and_result_are_asked_for_again(server, tmp_path):
         if row["epoch"] == 3:
             raise KeyboardInterrupt
 
-    run = test_runs.make_run(replace(test_runs.RECIPE, freeze_backbone=True))
+    run = make_run(replace(RECIPE, freeze_backbone=True))
     features = torch.randn(40, 512, generator=torch.Generator().manual_seed(0))
-    expected = test_runs.train(run, RunFiles(locate(tmp_path)), inputs=features)
+    expected = train(run, RunFiles(locate(tmp_path)), inputs=features)
     files = RunFiles(locate(server.uri("runs")))
     kinds = (*KINDS, "TooManyRequests")  # which the client does not repeat
     server.rule = lambda request: (
@@ -538,13 +538,13 @@ def test_a_run_s_checkpoints_and_result_are_asked_for_again(server, tmp_path):
     )
     assert files.read_result(run) is None
     with pytest.raises(KeyboardInterrupt):
-        test_runs.train(run, files, interrupt, features)
+        train(run, files, interrupt, features)
     assert len(files.read_checkpoint(run)["history"]) == 2
     seen = []
-    result = test_runs.train(run, files, seen.append, features)
+    result = train(run, files, seen.append, features)
     assert [row["epoch"] for row in seen] == [3, 4]
     assert files.read_result(run) == result
-    assert test_runs.without_times(result) == test_runs.without_times(expected)
+    assert without_times(result) == without_times(expected)
     assert server.keys("runs") == ["runs/runs/k.json"]
     files.forget(run)
     assert server.keys("runs") == []
@@ -559,7 +559,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_one_of_the_two(server
             replaced.append(True)
             server.put("replaced/checkpoints/k.pt", later)
 
-    run, replaced = test_runs.make_run(), []
+    run, replaced = make_run(), []
     files = RunFiles(locate(server.uri("replaced")))
     files.write_checkpoint(run, {"history": [1] * 500})
     later = read_bytes(locate(server.uri("replaced/checkpoints/k.pt")))

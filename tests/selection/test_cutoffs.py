@@ -151,7 +151,7 @@ def test_the_best_of_several_crossings_is_taken(wrong_high, right_low, best, hig
 def test_cutoffs_of_the_examples_mean_something_for_the_demo_s_images(tmp_path):
     """Some are low and some are not; of the same images at half the size they part others."""
     texts = [COMMANDS["cutoffs"].examples, CutoffsJob.model_fields["cutoff"].description]
-    texts.append(Path(__file__).parents[1].joinpath("README.md").read_text())
+    texts.append(Path(__file__).parents[2].joinpath("README.md").read_text())
     values = {match for text in texts for match in re.findall(r"(?<=lapm=)[\d.]*\d", text)}
     assert len(values) == 1
     cutoff = Cutoff(float(values.pop()), "higher_is_better", source="manual")

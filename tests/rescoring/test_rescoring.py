@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import make_texture
+from pictures import make_texture
 from PIL import Image
 
 import iqa_ray

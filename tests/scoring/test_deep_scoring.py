@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_texture
+from pictures import make_texture
 from PIL import Image
 
 import iqa_ray

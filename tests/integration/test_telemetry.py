@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections import Counter
 from functools import partial
+
+from clusters import find_free_port, read_samples
 
 from iqa_ray.scoring.cpu_scorer import ShardReport
 
-PREFIX = "ray_iqa_ray_"
 # Ray sends its counts every ten seconds, and an actor's last ones when it ends
 PATIENCE_S = 60.0
-
-
-def find_free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
-def read_samples(port: int) -> dict[str, float]:
-    """The samples of our metrics as `name{tag}{tag}`, summed over actors."""
-    from prometheus_client.parser import text_string_to_metric_families
-
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    samples: Counter[str] = Counter()
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name.startswith(PREFIX):
-                tags = [sample.labels.get(key) for key in ("metric", "group", "status", "le")]
-                name = sample.name.removeprefix(PREFIX)
-                samples[name + "".join(f"{{{tag}}}" for tag in tags if tag)] += sample.value
-    return dict(samples)
 
 
 def make_model():

@@ -1,0 +1,66 @@
+"""Runs on few small images, and their results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from iqa_ray.images.decoding import hash_content
+from iqa_ray.images.source import ImageSource
+from iqa_ray.storage.files import locate
+from iqa_ray.training.inputs import ChunkedImages
+from iqa_ray.training.recipe import Recipe
+from iqa_ray.training.runs import Run, train_run
+from iqa_ray.training.sharing import Material
+
+
+def without_times(result):
+    history = [{k: v for k, v in row.items() if k != "seconds"} for row in result["history"]]
+    return {**result, "history": history, "seconds": 0}
+
+
+def make_material(folder):
+    paths = sorted(map(str, folder.rglob("*.jpg")))
+    targets = np.array([int(Path(path).parent.name == "b") for path in paths])
+    hashes = [hash_content(Path(path).read_bytes()) for path in paths]
+    return Material(paths, hashes, targets, 2, {"resnet18": None}, 32, ImageSource(locate(folder)))
+
+
+def make_runs(num=4, **settings):
+    rows = np.random.default_rng(0).permutation(30)
+    recipe = {"epochs": 3, "image_size": 32, "batch_size": 8, "lr": 1e-3, **settings}
+    return [
+        Run(
+            f"{arm}-{seed}", arm, Recipe("resnet18", "none", seed=seed, **recipe),
+            rows[:18], rows[18:24], rows[24:],
+        )
+        for arm in ("high", "all")
+        for seed in range(num // 2)
+    ]  # fmt: skip
+
+
+RECIPE = Recipe("resnet18", "none", 4, 32, 8, 1e-3, seed=3)
+
+
+def make_data(size=40):
+    """Bright and dark noise, half of it mislabelled, so that there is something left to learn."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(size) % 2
+    pixels = rng.integers(0, 90, (size, 32, 32, 3)) + 120 * labels[:, None, None, None]
+    labels[::4] = 1 - labels[::4]
+    return pixels.astype(np.uint8), torch.from_numpy(labels)
+
+
+PIXELS, TARGETS = make_data()
+INPUTS = ChunkedImages([PIXELS[:16], PIXELS[16:32], PIXELS[32:]])
+
+
+def make_run(recipe=RECIPE, key="k", arm="high"):
+    rows = np.arange(40)
+    return Run(key, arm, recipe, rows[:24], rows[24:32], rows[32:])
+
+
+def train(run, files, on_epoch=lambda row: None, inputs=INPUTS):
+    return train_run(run, inputs, TARGETS, 2, None, files, on_epoch)
