@@ -34,7 +34,7 @@ _CONFIGS = "configs"
 
 
 class Workspace:
-    """A folder or URI that holds a data set's tables (README, "Architecture")."""
+    """A folder or URI that holds a data set's tables (see docs/architecture.md)."""
 
     def __init__(self, uri: str) -> None:
         self.location = locate(uri)
