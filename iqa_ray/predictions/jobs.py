@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from pyarrow import compute as pc
 from pydantic import Field, model_validator
 
 from iqa_ray.cluster import connection
-from iqa_ray.config import WorkspaceJob
+from iqa_ray.config import WorkspaceJob, make_job
 from iqa_ray.errors import UsageError
 from iqa_ray.images.decoding import hash_content
 from iqa_ray.images.listing import LabelMode
@@ -26,6 +26,7 @@ from iqa_ray.predictions.table import (
     Origins,
     import_predictions,
     judge_predictions,
+    read_predictions,
     write_predictions,
 )
 from iqa_ray.progress import LINE_INTERVAL_S, log
@@ -34,6 +35,9 @@ from iqa_ray.storage.parts import make_fingerprints
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.settings import BackboneName, TrainingJob
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class PredictJob(TrainingJob):
@@ -309,6 +313,28 @@ def _hold_out(
     if job.split:
         log(f"held out for training (split {job.split}): {training.num_rows:,} images")
     return images.filter(pa.array(~same)), int(same.sum())
+
+
+def predict(workspace: str, predictions: str | None = None, **settings: Any) -> pd.DataFrame:
+    """Get a prediction for every scored image and return them, one row an image.
+
+    Args:
+        workspace: folder or URI of the tables, with scores.
+        predictions: a CSV or Parquet table of your own model's predictions; without one,
+            `settings` must name a `backbone` to train.
+        settings: further settings of `PredictJob`, such as `backbone`, `split` or `train_images`.
+
+    Returns:
+        The columns of PREDICTIONS_SCHEMA: image_id, path, label, predicted, confidence, correct.
+
+    Raises:
+        ValueError: unusable input (an `iqa_ray.errors.UsageError`).
+        IncompleteError: training or some predictions failed; calling again goes on.
+    """
+    given = {"workspace": str(workspace), "predictions": predictions and str(predictions)}
+    job = make_job(PredictJob, {**given, **settings})
+    run_predict(job)
+    return read_predictions(Workspace(job.workspace))[0]
 
 
 def describe_predictions(summary: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from iqa_ray.config import WorkspaceJob
+from iqa_ray.config import WorkspaceJob, make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.predictions.table import PREDICTIONS_FILE, read_predictions
 from iqa_ray.progress import log
@@ -141,6 +141,42 @@ def fit_cutoffs(workspace: Workspace, job: CutoffsJob) -> dict[str, Cutoff]:
         direction = name_direction(spec.higher_is_better)
         cutoffs[name] = Cutoff(value, direction, source="manual", version=spec.version)
     return cutoffs
+
+
+def cutoffs(workspace: str, **settings: Any) -> pd.DataFrame:
+    """Learn each metric's cut-off and return them, one row a metric, with the metric as index.
+
+    Args:
+        workspace: folder or URI of the tables, with scores and predictions.
+        settings: further settings of `CutoffsJob`, such as `metrics` or `weighting`.
+
+    Returns:
+        The fields of `Cutoff`: value, direction, source, ci, counts, reason and so on.
+
+    Raises:
+        ValueError: unusable input (an `iqa_ray.errors.UsageError`).
+        IncompleteError: no metric has a cut-off.
+    """
+    entries = run_cutoffs(make_job(CutoffsJob, {"workspace": str(workspace), **settings}))
+    return pd.DataFrame(list(entries.values()), pd.Index(list(entries), name="metric"))
+
+
+def select(workspace: str, **settings: Any) -> pd.DataFrame:
+    """Let the metrics vote and return the selection, one row an image.
+
+    Args:
+        workspace: folder or URI of the tables, with scores and cut-offs.
+        settings: further settings of `SelectJob`, such as `metrics`, `rule` or `link`.
+
+    Returns:
+        image_id, path, label, each voter's score and low_<metric>, num_low, keep, reason.
+
+    Raises:
+        ValueError: unusable input (an `iqa_ray.errors.UsageError`).
+    """
+    job = make_job(SelectJob, {"workspace": str(workspace), **settings})
+    run_select(job)
+    return Workspace(job.workspace).read_table(SELECTION_FILE, "select").to_pandas()
 
 
 def write_cutoffs(workspace: Workspace, cutoffs: Mapping[str, Cutoff]) -> dict[str, Any]:
