@@ -122,9 +122,13 @@ def image_folder(tmp_path: Path) -> MakeFolder:
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     """Commands without Ray on images whose scores a test names."""
     from desk import Desk
-    from inline import run_inline, score_by_colour
+    from inline import run_inline, specs_by_colour
+
+    from iqa_ray.metrics import SPECS
 
     monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of them take seconds
     desk = Desk(tmp_path)
-    with score_by_colour(), run_inline(desk.see_shard):
+    for name, spec in specs_by_colour().items():
+        monkeypatch.setitem(SPECS, name, spec)
+    with run_inline(desk.see_shard):
         yield desk

@@ -204,8 +204,8 @@ def test_no_weights_folder_of_the_environment_shows_a_secret(monkeypatch, image_
 @pytest.mark.usefixtures("nothing_shown")
 def test_no_endpoint_of_the_environment_shows_a_secret(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{KEY}:{SECRET}@localhost:1")
-    assert cli.main(["select", "--workspace", "s3://bucket/environment"]) == 2
-    assert cli.main(["score", "s3://bucket/environment", "--workspace", "ws"]) == 2
+    assert cli.main(["select", "--workspace", "s3://environment/ws"]) == 2
+    assert cli.main(["score", "s3://environment/ws", "--workspace", "ws"]) == 2
 
 
 def test_what_is_wrong_with_a_store_is_not_taken_for_a_damaged_file():

@@ -154,10 +154,10 @@ def test_wrong_address():
     import sys
 
     code = (
-        "from iqa_ray import cluster\n"
+        "from iqa_ray.cluster.connection import connect\n"
         "from iqa_ray.errors import UsageError\n"
         "try:\n"
-        "    with cluster.connect('127.0.0.1:1'): pass\n"
+        "    with connect('127.0.0.1:1'): pass\n"
         "except UsageError as error:\n"
         "    print('caught:', error)\n"
     )

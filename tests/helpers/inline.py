@@ -123,7 +123,7 @@ def bitmap(seed: int, height: int = 16, width: int = 16) -> bytes:
 
 
 def put(file: Path, lapm: int, wavs: int = 0) -> None:
-    """Write an image of one colour, which `score_by_colour` gives these scores.
+    """Write an image of one colour, which `specs_by_colour` gives these scores.
 
     All such files have one size.
     """
@@ -137,13 +137,12 @@ def put(file: Path, lapm: int, wavs: int = 0) -> None:
     os.utime(file, ns=(before + 10**9, before + 10**9))  # whatever the clock says
 
 
-def score_by_colour() -> Any:
-    """Make LAPM an image's red and WAVS its green, so that scores are what a test says."""
-    by_colour = {
+def specs_by_colour() -> dict[str, metrics.MetricSpec]:
+    """Entries by which LAPM is an image's red and WAVS its green: scores are what a test says."""
+    return {
         name: replace(
             metrics.SPECS[name],
             function=lambda planes, channel=channel: float(planes._image[0, 0, channel]),
         )
         for channel, name in enumerate(("lapm", "wavs"))
     }
-    return mock.patch.dict(metrics.SPECS, by_colour)

@@ -174,12 +174,12 @@ def test_an_entry_and_a_function_are_a_metric_that_is_used_where_it_is_named(tmp
         (package / "metrics" / file).write_text(text.replace(before, after))
     code = (
         "import inspect, numpy, iqa_ray\n"
-        "from iqa_ray import score_job\n"
+        "from iqa_ray.scoring import settings\n"
         "assert iqa_ray.__file__.startswith(" + repr(str(tmp_path)) + ")\n"
         "print(iqa_ray.metrics.create('brightness')(numpy.full((9, 9), 7, numpy.uint8)))\n"
-        "print(score_job.ScoreJob(images='x', workspace='x', metrics=('brightness',)).metrics)\n"
+        "print(settings.ScoreJob(images='x', workspace='x', metrics=('brightness',)).metrics)\n"
         "print('brightness' in iqa_ray.metrics.CPU_METRICS)\n"
-        "print('brightness' in score_job.ScoreJob(images='x', workspace='x').metrics)\n"
+        "print('brightness' in settings.ScoreJob(images='x', workspace='x').metrics)\n"
         "print('brightness' in inspect.signature(iqa_ray.score).parameters['metrics'].default)\n"
     )
     command, env = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": ""}

@@ -104,7 +104,7 @@ def test_second_run_scores_nothing(image_folder, ws):
 def test_second_run_starts_no_ray(image_folder, ws, monkeypatch):
     root = image_folder(2)
     run(root, ws)
-    monkeypatch.setattr(scoring_jobs.cluster, "connect", lambda _: pytest.fail("connected"))
+    monkeypatch.setattr(scoring_jobs.connection, "connect", lambda _: pytest.fail("connected"))
     run(root, ws)
 
 

@@ -73,7 +73,7 @@ def test_names():
 
 
 @pytest.mark.parametrize(
-    ("metric", "files"),
+    ("metric", "expected"),
     [
         ("musiq", [MUSIQ]),
         (
@@ -91,9 +91,9 @@ def test_names():
         ("piqe", []),
     ],
 )
-def test_files_are_found_out_without_any(metric, files):
+def test_files_are_found_out_without_any(metric, expected):
     urls, is_complete = pyiqa_builder.trace_files(metric)
-    assert [files.name_file(url) for url in urls] == files
+    assert [files.name_file(url) for url in urls] == expected
     assert is_complete
 
 
