@@ -176,9 +176,10 @@ class Workspace:
 
 def list_parts_folders(workspace: Workspace) -> list[str]:
     """The folders in a workspace that hold parts, such as `scores/metric=lapm/version=1`."""
-    base = len(workspace.location.path.rstrip("/")) + 1
+    base = workspace.location.path.strip("/") + "/"
     files = list_files(workspace.location, ".parquet")
-    names = [file.path[base:] for file in files]
+    # some stores of fsspec list paths that begin with a slash
+    names = [file.path.lstrip("/").removeprefix(base) for file in files]
     return sorted(
         {posixpath.dirname(n) for n in names if posixpath.basename(n).startswith("part-")}
     )

@@ -8,10 +8,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from math import inf
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from pyarrow import compute as pc
@@ -20,6 +22,7 @@ from iqa_ray.cli import main
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.metrics.spec import get_spec
 from iqa_ray.rescoring.jobs import CompactJob
+from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.scoring.tables import read_specs, record_specs
 from iqa_ray.storage import lock
 from iqa_ray.storage.files import (
@@ -35,7 +38,7 @@ from iqa_ray.storage.files import (
 )
 from iqa_ray.storage.lock import hold_lock
 from iqa_ray.storage.parts import find_missing, make_fingerprints
-from iqa_ray.storage.workspace import Workspace
+from iqa_ray.storage.workspace import Workspace, list_parts_folders
 
 
 def images_table(sizes: dict[str, int]) -> pa.Table:
@@ -560,6 +563,53 @@ def test_config_record(tmp_path):
         "brisque",
         "niqe",
     ]
+
+
+def test_records_of_runs_are_named_by_utc_and_read_the_last_one_first(workspace, monkeypatch):
+    job = ScoreJob(images="x", workspace="ws")
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        before = datetime.now(timezone.utc)
+        workspace.record_config("score", job)
+        workspace.record_config("score", job.model_copy(update={"images": "ü"}))
+        workspace.record_config("study", job)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert [entry["images"] for entry in workspace.read_configs("score")] == ["ü", "x"]
+    first = list_files(workspace.location / "configs")[0].path.rpartition("score-")[2]
+    written = datetime.strptime(first, "%Y%m%dT%H%M%S.%fZ.yaml").replace(tzinfo=timezone.utc)
+    assert before <= written <= before + timedelta(minutes=1)
+    with pytest.raises(UsageError, match="has no record of `iqa-ray select`: run it once first"):
+        next(workspace.read_configs("select"))
+
+
+def test_frames_are_written_without_their_index(workspace):
+    frame = pd.DataFrame({"n": [1, 2]}, index=[7, 8])
+    workspace.write_frame("x.parquet", frame, {"voters": ["lapm"]})
+    assert workspace.read_table("x.parquet", "select").to_pydict() == {"n": [1, 2]}
+    assert workspace.read_record("x.parquet") == {"voters": ["lapm"]}
+
+
+def test_a_table_without_a_column_that_it_should_have_is_refused(workspace):
+    workspace.write_table("x.parquet", pa.table({"n": [1]}))
+    schema = pa.schema([("n", pa.int64()), ("m", pa.int64())])
+    with pytest.raises(UsageError, match=r"x\.parquet has no column 'm': run `iqa-ray vary "):
+        workspace.read_table("x.parquet", "vary", schema)
+    assert workspace.read_table("x.parquet", "vary", schema.remove(1)).num_rows == 1
+
+
+def test_the_folders_of_parts_are_found_at_any_depth_and_once(workspace):
+    for folder in ("scores/metric=b/version=1", "scores/metric=a/version=1", "predictions/model=x"):
+        for start in range(2):
+            prints = np.arange(start, start + 1, dtype=np.uint64)
+            workspace.parts(folder).write(rows("a"), prints, "s")
+    workspace.write_table("images.parquet", rows("a"))
+    workspace.write_table("study/part.parquet", rows("a"))
+    assert list_parts_folders(workspace) == [
+        "predictions/model=x", "scores/metric=a/version=1", "scores/metric=b/version=1",
+    ]  # fmt: skip
 
 
 def test_one_line():
