@@ -86,7 +86,7 @@ DISTORTIONS: dict[str, Distortion] = {distortion.name: distortion for distortion
 
 # method, distortion, parameters at the levels of its paper, from 1 on
 PAPER_LEVELS: dict[str, dict[str, tuple[float, ...]]] = {
-    # Chen et al. 2017, section 4.3
+    # Chen et al., *Image Quality Assessment Guided Deep Neural Networks Training*, section 4.3
     "label_smoothing": {
         "gaussian_blur": (0.7, 1.0, 1.2),
         "noise": (0.005, 0.01, 0.02),

@@ -1,4 +1,4 @@
-"""How many runs are getting on: a table on a terminal, plain lines elsewhere, and TensorBoard."""
+"""Progress of training runs: a live table on a terminal, plain lines elsewhere, TensorBoard."""
 
 from __future__ import annotations
 

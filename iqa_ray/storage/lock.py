@@ -4,8 +4,9 @@ On a file system the lock is one file that is created exclusively. pyarrow offer
 on object stores, but those list what was written at once. So there each run writes a file of its
 own below `rescore.lock/` and then lists them: of two runs the later one to write sees the other's,
 and only who sees no other has the lock, however slowly requests are answered. Of runs that see each
-other the one whose name comes first waits a while for the others to go; a run that goes, goes for
-good. It does not hold on stores that list late, as S3 did before December 2020.
+other the one whose name comes first waits a while for the others to go; a run that gives up its
+place does not come back for it. The lock does not hold on stores that list late, as S3 did before
+December 2020.
 
 Whoever holds a lock renews it every few minutes, so that a lock whose owner cannot be looked at,
 since it is on another machine, is known to be stale within the hour.

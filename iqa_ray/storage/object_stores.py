@@ -29,7 +29,7 @@ _SILENCE_TIMEOUT_S = 10.0
 # Google's client repeats by time, with waits of its own; its default is a quarter of an hour
 _GS_RETRIES_S = 60
 
-# for `ask`; shorter than a client's own tries, which are not begun anew when they were in vain
+# For `ask`. Shorter than a client's own retries: a request whose retries all failed ends there.
 _PATIENCE_S = 10.0
 _FIRST_WAIT_S = 0.05
 

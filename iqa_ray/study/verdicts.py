@@ -198,9 +198,9 @@ def judge_metrics(
 ) -> dict[str, Judgement]:
     """Judge and rank every metric of `table` (what `summarise` returns).
 
-    Qualified is who follows every blurring and ignores every cropping and rotating that was
-    studied. Ranked first is whose correlation with blurring exceeds that with cropping and rotating
-    most; whoever is a copy of a better one goes behind all that are not.
+    A metric qualifies if it follows every blurring and ignores every cropping and rotation that
+    was studied. Metrics are ranked by how far their correlation with blurring exceeds that with
+    cropping and rotation; a copy of a better metric ranks behind all that are not.
     """
     likeness: dict[Any, dict[Any, float]] = agreement.to_dict()
     rows: dict[str, Rows] = {}
