@@ -219,3 +219,65 @@ def test_merging_removes_what_killed_runs_left(parts, tmp_path):
     assert contents(parts) == {"a": 1.0, "b": 1.0}
     assert not abandoned.exists()
     assert fresh.exists()  # of a run that is writing it
+
+
+def test_stale_rows_of_images_that_are_not_listed_need_no_lock(parts, tmp_path, monkeypatch):
+    parts.write(rows("ab"), prints(1, 2), "s")
+    monkeypatch.setattr(lock, "_PATIENCE_S", 0.1)
+    with held_by_another(tmp_path):
+        assert parts.drop_stale(pa.array(["a"]), prints(1)) == 0
+    assert part_sizes(parts) == [2]
+
+
+def test_a_file_without_a_record_has_no_fingerprints():
+    assert fingerprints_of(rows("ab").schema).tolist() == []
+
+
+# --- copying ----------------------------------------------------------------------------------
+
+
+def scored(**hashes: str | None) -> pa.Table:
+    """Rows of those contents, whose scores are 0, 1, 2, ..."""
+    names = list(hashes)
+    return pa.table(
+        {
+            "image_id": names,
+            "path": [f"/old/{name}" for name in names],
+            "content_hash": pa.array(hashes.values(), pa.string()),
+            "score": np.arange(len(names), dtype=float),
+        }
+    )
+
+
+def wanted(*copies: tuple[str, str, str | None]) -> pa.Table:
+    """Images that take the row of another: id, source, content hash."""
+    ids, sources, hashes = (list(cells) for cells in zip(*copies, strict=True))
+    columns = {"image_id": ids, "path": [f"/new/{name}" for name in ids], "source_id": sources}
+    return pa.table({**columns, "content_hash": pa.array(hashes, pa.string())})
+
+
+def test_rows_are_copied_to_the_images_that_have_their_content(parts):
+    """One row to two images; one goes to nobody, since its image has another content."""
+    parts.write(scored(a="ha", b="hb"), prints(1, 2), "s")
+    parts.write(scored(c="hc"), prints(3), "s")
+    images = wanted(("z", "c", "hc"), ("y", "b", "other"), ("x", "a", "ha"), ("w", "a", "ha"))
+    assert parts.copy_rows(images, prints(10, 11, 12, 13), "s") == 3
+    assert sorted(parts.done().tolist()) == [1, 2, 3, 10, 12, 13]
+    found = {row.pop("image_id"): row for row in parts.read().to_pylist()}
+    assert sorted(found) == ["a", "b", "c", "w", "x", "z"]
+    assert found["x"] == {"path": "/new/x", "content_hash": "ha", "score": 0.0}
+    assert found["w"] == {**found["x"], "path": "/new/w"}
+    assert found["z"] == {"path": "/new/z", "content_hash": "hc", "score": 0.0}
+    schema = pa.schema([("image_id", pa.string())])
+    assert parts.read_listed(prints(12, 10), schema)["image_id"].to_pylist() == ["x", "z"]
+    assert {settings_of(read_part(f).schema) for f in list_files(parts.folder)} == {"s"}
+
+
+def test_rows_of_another_source_or_content_or_setting_are_not_copied(parts):
+    assert parts.copy_rows(wanted(("x", "a", "ha")), prints(9), "s") == 0
+    assert not parts.exist()
+    parts.write(scored(a="ha", b=None), prints(1, 2), "s")
+    parts.write(scored(c="hc"), prints(3), "t")
+    for copy in (("x", "b", "ha"), ("x", "a", "hb"), ("x", "b", None), ("x", "c", "hc")):
+        assert parts.copy_rows(wanted(copy), prints(9), "s") == 0
+    assert sorted(parts.done().tolist()) == [1, 2, 3]

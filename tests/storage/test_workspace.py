@@ -633,3 +633,8 @@ def test_locations():
     assert str(inside) == "s3://bucket/key/x.parquet?region=eu"
     assert locate("file:///tmp/a%20b").path == "/tmp/a b"
     assert locate("relative").path == os.path.abspath("relative")
+
+
+def test_json_is_written_for_people(tmp_path):
+    Workspace(str(tmp_path)).write_json("c.json", {"ü": [1.5]})
+    assert (tmp_path / "c.json").read_text("utf-8") == '{\n  "ü": [\n    1.5\n  ]\n}\n'
