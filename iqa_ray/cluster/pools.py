@@ -2,9 +2,9 @@
 
 `run_shards` is the one place where work is handed out. It knows nothing of images: a worker is
 any callable that takes a shard and returns a small summary. We hand shards out ourselves rather
-than through Ray Data, which ends the run on a shard that keeps killing its actor or, told to bear
-errors, drops it without saying which and why. Here such a shard is tried a finite number of times
-and named with its reason, and the others are finished.
+than through Ray Data, which ends the run on a shard that keeps killing its actor or, if told to
+tolerate errors, drops it without saying which and why. Here such a shard is tried a finite number
+of times and named with its reason, and the others are finished.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ def run_shards(
         IncompleteError: no actor could be started.
         UsageError: what a worker raised while it was made, if that.
     """
-    crews = [_Crew(index, pool) for index, pool in enumerate(pools)]
-    run = _Run(crews, on_done)
+    actor_pools = [_ActorPool(index, pool) for index, pool in enumerate(pools)]
+    run = _Run(actor_pools, on_done)
     try:
         run.run()
     finally:
-        for crew in crews:
-            crew.dismiss_all()
+        for actor_pool in actor_pools:
+            actor_pool.end_all()
     return run.failures
 
 
@@ -103,38 +103,39 @@ class _Worker:
 
 
 @dataclass(eq=False)
-class _Member:
+class _Actor:
     """An actor and the shard that it does; before the first one, its worker is being made.
 
-    One shard at a time: with a second one queued, a death could not be laid at one shard's door.
+    One shard at a time: with a second one queued, nothing would tell which of them killed it.
     `reference` is Ray's to what it is doing; None while it waits for a shard.
     """
 
-    actor: Any
-    crew: _Crew
+    handle: Any
+    pool: _ActorPool
     reference: Any
     is_up: bool = False
     shard: int | None = None
 
 
-class _Crew:
+class _ActorPool:
     """A pool at work: its actors, and the shards that wait."""
 
-    def __init__(self, index: int, pool: Pool[Any, Any]) -> None:
-        self.index, self.pool = index, pool
-        self.waiting = deque(range(len(pool.shards)))
-        # ran out of memory, their own or, since Ray ends several actors at once, a neighbour's:
-        # tried again one at a time, the culprit ends no others with it, and has the most room
+    def __init__(self, index: int, plan: Pool[Any, Any]) -> None:
+        self.index, self.plan = index, plan
+        self.waiting = deque(range(len(plan.shards)))
+        # Shards whose actor ran out of memory. Ray may have ended it for a neighbour's use, since
+        # it ends several at once. These are tried one at a time: each then has the most room, and
+        # one that needs too much ends no others.
         self.waiting_alone: deque[int] = deque()
-        self.tries = [0] * len(pool.shards)
-        self.members: list[_Member] = []
+        self.tries = [0] * len(plan.shards)
+        self.actors: list[_Actor] = []
         self.num_failed_starts = 0
         actor_class: Any = ray.remote(_Worker)
         self._actor_class = actor_class.options(
-            num_cpus=pool.resources.num_cpus,
-            num_gpus=pool.resources.num_gpus,
-            resources=dict(pool.resources.placement.amounts),
-            label_selector=dict(pool.resources.placement.labels),
+            num_cpus=plan.resources.num_cpus,
+            num_gpus=plan.resources.num_gpus,
+            resources=dict(plan.resources.placement.amounts),
+            label_selector=dict(plan.resources.placement.labels),
         )
 
     @property
@@ -143,7 +144,7 @@ class _Crew:
 
     @property
     def _num_busy(self) -> int:
-        return sum(member.shard is not None for member in self.members)
+        return sum(actor.shard is not None for actor in self.actors)
 
     @property
     def _num_open(self) -> int:
@@ -156,101 +157,99 @@ class _Crew:
         An actor without a shard is ended: it would keep others from its place, and if it died
         unnoticed, the shard that it is given later would be blamed.
         """
-        for member in list(self.members):
-            if member.reference is not None:
+        for actor in list(self.actors):
+            if actor.reference is not None:
                 continue
             if self._num_open:
-                member.shard = (self.waiting or self.waiting_alone).popleft()
-                member.reference = member.actor.run.remote(self.pool.shards[member.shard])
+                actor.shard = (self.waiting or self.waiting_alone).popleft()
+                actor.reference = actor.handle.run.remote(self.plan.shards[actor.shard])
             else:
-                self.dismiss(member)
-        while len(self.members) < min(self.pool.num_actors, self._num_busy + self._num_open):
-            actor = self._actor_class.remote(self.pool.make_worker)
-            self.members.append(_Member(actor, self, actor.make.remote()))
+                self.end(actor)
+        while len(self.actors) < min(self.plan.num_actors, self._num_busy + self._num_open):
+            handle = self._actor_class.remote(self.plan.make_worker)
+            self.actors.append(_Actor(handle, self, handle.make.remote()))
 
-    def dismiss(self, member: _Member) -> None:
+    def end(self, actor: _Actor) -> None:
         """End an actor, so that others get its place."""
-        self.members.remove(member)
-        ray.kill(member.actor)
+        self.actors.remove(actor)
+        ray.kill(actor.handle)
 
-    def dismiss_all(self) -> None:
-        for member in list(self.members):
-            self.dismiss(member)
+    def end_all(self) -> None:
+        for actor in list(self.actors):
+            self.end(actor)
 
 
 class _Run:
-    def __init__(self, crews: list[_Crew], on_done: Callable[[int, int, Any], None]) -> None:
-        self._crews, self._on_done = crews, on_done
+    def __init__(self, pools: list[_ActorPool], on_done: Callable[[int, int, Any], None]) -> None:
+        self._pools, self._on_done = pools, on_done
         self.failures: list[ShardFailure] = []
 
     def run(self) -> None:
         last_up_s = time.monotonic()
-        while at_work := [crew for crew in self._crews if not crew.is_done]:
-            for crew in at_work:
-                crew.hand_out()
-            members = [member for crew in at_work for member in crew.members]
-            running = {
-                member.reference: member for member in members if member.reference is not None
-            }
+        while at_work := [pool for pool in self._pools if not pool.is_done]:
+            for pool in at_work:
+                pool.hand_out()
+            actors = [actor for pool in at_work for actor in pool.actors]
+            running = {actor.reference: actor for actor in actors if actor.reference is not None}
             finished, _ = ray.wait(list(running), num_returns=1, timeout=_TICK_S)
             for reference in finished:
                 self._collect(running[reference])
-            for crew in at_work:
-                if crew.is_done:
-                    crew.dismiss_all()
-            if any(member.is_up for crew in at_work for member in crew.members):
+            for pool in at_work:
+                if pool.is_done:
+                    pool.end_all()
+            if any(actor.is_up for pool in at_work for actor in pool.actors):
                 last_up_s = time.monotonic()
             elif time.monotonic() - last_up_s > START_TIMEOUT_S:
-                needs = " or ".join(str(crew.pool.resources) for crew in at_work)
+                needs = " or ".join(str(pool.plan.resources) for pool in at_work)
                 raise IncompleteError(
                     f"no actor could be placed within {START_TIMEOUT_S:.0f} s: the cluster has no "
                     f"room for one, which needs {needs}"
                 )
 
-    def _collect(self, member: _Member) -> None:
-        crew, shard, reference = member.crew, member.shard, member.reference
-        member.shard = member.reference = None
+    def _collect(self, actor: _Actor) -> None:
+        pool, shard, reference = actor.pool, actor.shard, actor.reference
+        actor.shard = actor.reference = None
         try:
             result = ray.get(reference)
         except ray_errors.RayTaskError as error:
             cause = error.cause or error
             if isinstance(cause, MemoryError):
-                self._replace(member, shard, f"not enough memory: {one_line(cause)}", True)
+                self._replace(actor, shard, f"not enough memory: {one_line(cause)}", True)
             elif shard is not None:
-                self.failures.append(ShardFailure(crew.index, shard, one_line(cause)))
+                self.failures.append(ShardFailure(pool.index, shard, one_line(cause)))
             elif isinstance(cause, UsageError):
                 raise cause from None
             else:
-                self._replace(member, None, one_line(cause))
+                self._replace(actor, None, one_line(cause))
         except ray_errors.RayError as error:
             is_memory = isinstance(error, ray_errors.OutOfMemoryError)
-            self._replace(member, shard, _describe_death(error), is_memory)
+            self._replace(actor, shard, _describe_death(error), is_memory)
         else:
             if shard is None:
-                member.is_up = True
-                crew.num_failed_starts = 0
+                actor.is_up = True
+                pool.num_failed_starts = 0
             else:
-                self._on_done(crew.index, shard, result)
+                self._on_done(pool.index, shard, result)
 
     def _replace(
-        self, member: _Member, shard: int | None, reason: str, is_memory: bool = False
+        self, actor: _Actor, shard: int | None, reason: str, is_memory: bool = False
     ) -> None:
         """Make room for another actor, and try the lost one's shard again or give it up."""
-        crew = member.crew
-        crew.dismiss(member)  # it may only have been out of reach
-        if not member.is_up:
-            crew.num_failed_starts += 1
-            if crew.num_failed_starts >= MAX_TRIES:
+        pool = actor.pool
+        pool.end(actor)  # it may only have been out of reach
+        if not actor.is_up:
+            pool.num_failed_starts += 1
+            if pool.num_failed_starts >= MAX_TRIES:
                 raise IncompleteError(f"actors cannot be started: {reason}")
         if shard is not None:
-            crew.tries[shard] += 1
-            if crew.tries[shard] >= MAX_TRIES:
+            pool.tries[shard] += 1
+            if pool.tries[shard] >= MAX_TRIES:
                 reason = f"its actor died on each of {MAX_TRIES} tries: {reason}"
-                self.failures.append(ShardFailure(crew.index, shard, reason))
+                self.failures.append(ShardFailure(pool.index, shard, reason))
             elif is_memory:
-                crew.waiting_alone.append(shard)
+                pool.waiting_alone.append(shard)
             else:
-                crew.waiting.append(shard)
+                pool.waiting.append(shard)
         log(f"an actor was lost: {reason}")
 
 
