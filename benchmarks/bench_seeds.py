@@ -27,7 +27,7 @@ from iqa_ray.cluster.capacity import Resources
 from iqa_ray.images.decoding import hash_content
 from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import locate
-from iqa_ray.training.parallel import plan_lanes, train_runs
+from iqa_ray.training.parallel import plan_parallel_runs, train_runs
 from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run
 from iqa_ray.training.sharing import Material
@@ -89,10 +89,10 @@ def main() -> None:
             ImageSource(locate(source.folder)),
         )
         runs = make_runs(recipe, arguments.num_seeds, len(paths))
-        shared, num_lanes = plan_lanes(None, 1.0)
+        shared, num_parallel = plan_parallel_runs(None, 1.0)
         cpus = max(node.get("CPU", 1.0) for node in connection.list_nodes())
         alone = Resources(cpus if not shared.num_gpus else 1.0, float(shared.num_gpus > 0))
-        beside_s, decode_s = time_groups([runs], material, (shared, num_lanes))
+        beside_s, decode_s = time_groups([runs], material, (shared, num_parallel))
         one_by_one_s, _ = time_groups([[run] for run in runs], material, (alone, 1))
         one_worker_s, _ = time_groups([runs], material, (alone, 1))
     print_result(
@@ -102,7 +102,7 @@ def main() -> None:
             "recipe": recipe,
             "num_images": len(paths),
             "num_seeds": arguments.num_seeds,
-            "num_lanes": min(num_lanes, len(runs)),
+            "num_parallel": min(num_parallel, len(runs)),
             "side_by_side_s": round(beside_s, 1),
             "one_after_another_s": round(one_by_one_s, 1),
             "one_worker_s": round(one_worker_s, 1),

@@ -260,7 +260,7 @@ def _train(
     from iqa_ray.training import parallel
 
     with connection.connect(job.address):
-        plan = parallel.plan_lanes(job.gpus_per_run, job.cpus_per_run)
+        plan = parallel.plan_parallel_runs(job.gpus_per_run, job.cpus_per_run)
         resources, room = plan
         before = f", {num_reused} more are finished from before" if num_reused else ""
         log(

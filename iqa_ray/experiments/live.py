@@ -28,7 +28,7 @@ class LiveRuns:
     def __init__(self, runs: Sequence[Run], num_reused: int, log_dir: str | None) -> None:
         self._runs = {run.key: run for run in runs}
         self._num_reused = num_reused
-        self._rows: dict[str, list[dict[str, Any]]] = {}  # of the runs in hand, by key
+        self._rows: dict[str, list[dict[str, Any]]] = {}  # of the runs in flight, by key
         self._num_done = self._num_epochs_done = 0
         self._num_epochs = sum(run.recipe.epochs for run in runs)
         self._start_s = self._last_line_s = time.monotonic()

@@ -1,4 +1,7 @@
-"""An actor between workers and driver. PyTorch is not needed here, so the actor starts quickly."""
+"""The event queue, an actor between workers and driver.
+
+PyTorch is not imported here, so that the actor starts quickly.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,12 @@ from iqa_ray.storage.files import one_line
 _POLL_S = 0.5
 
 
-class _Board:
+class _EventQueue:
     """Keeps what workers say for the driver, and hands runs out to them."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._waiting = deque(keys)
-        self._in_hand: dict[int, str] = {}
+        self._in_flight: dict[int, str] = {}
         self._events: list[dict[str, Any]] = []
 
     def post(self, event: dict[str, Any]) -> None:
@@ -34,26 +37,26 @@ class _Board:
 
     def take_run(self, rank: int) -> str | None:
         """The next run for a worker, which is done with its last; None if none waits."""
-        self._in_hand.pop(rank, None)
+        self._in_flight.pop(rank, None)
         if not self._waiting:
             return None
-        key = self._in_hand[rank] = self._waiting.popleft()
+        key = self._in_flight[rank] = self._waiting.popleft()
         self._events.append({"started": key})
         return key
 
-    def list_in_hand(self) -> dict[int, str]:
+    def list_in_flight(self) -> dict[int, str]:
         """The run of each worker."""
-        return self._in_hand
+        return self._in_flight
 
 
 class _Relay(threading.Thread):
     """Passes events on; where that fails, it ends the workers and keeps the error."""
 
-    def __init__(self, board: Any, on_event: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, queue: Any, on_event: Callable[[dict[str, Any]], None]) -> None:
         super().__init__(daemon=True)
         self.stop = threading.Event()
         self.error: BaseException | None = None
-        self._board = board
+        self._queue = queue
         self._on_event = on_event
         self._workers: list[Any] = []
 
@@ -62,7 +65,7 @@ class _Relay(threading.Thread):
         while not is_last:
             is_last = self.stop.wait(_POLL_S)
             try:
-                events = ray.get(self._board.take_events.remote())
+                events = ray.get(self._queue.take_events.remote())
             except ray.exceptions.RayError as error:
                 lost = f"the actor that workers report to was lost: {one_line(error)}"
                 self._give_up(IncompleteError(f"{lost}; run the same command again to go on"))
@@ -87,33 +90,33 @@ class _Relay(threading.Thread):
             ray.kill(worker)
 
 
-def join_board(board: Any) -> None:
+def register_worker(queue: Any) -> None:
     """What each worker calls first, so that the driver can end it."""
-    board.post.remote({"worker": ray.get_runtime_context().current_actor})
+    queue.post.remote({"worker": ray.get_runtime_context().current_actor})
 
 
 @contextmanager
 def listen(on_event: Callable[[dict[str, Any]], None], keys: Sequence[str] = ()) -> Iterator[Any]:
-    """Pass on what workers post to the board that this gives; Ray Train itself carries nothing.
+    """Pass on what workers post to the event queue that this gives; Ray Train carries nothing.
 
-    `keys` are the runs that the board hands out. It is ended at the end. `on_event` is called in
+    `keys` are the runs that the queue hands out. It is ended at the end. `on_event` is called in
     a thread. If it raises, the workers are killed, as nobody would see what they do; their group
     then fails, and its error gives way to that of `on_event`.
 
     Raises:
-        IncompleteError: the board was lost.
+        IncompleteError: the event queue was lost.
     """
-    actor: Any = ray.remote(_Board)
+    actor: Any = ray.remote(_EventQueue)
     # where the driver is, so that no other node takes it along
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    board = actor.options(num_cpus=0, scheduling_strategy=here).remote(list(keys))
-    relay = _Relay(board, on_event)
+    queue = actor.options(num_cpus=0, scheduling_strategy=here).remote(list(keys))
+    relay = _Relay(queue, on_event)
     relay.start()
     try:
-        yield board
+        yield queue
     finally:
         relay.stop.set()
         relay.join()
-        ray.kill(board)
+        ray.kill(queue)
         if relay.error is not None:
             raise relay.error

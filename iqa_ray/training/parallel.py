@@ -1,11 +1,11 @@
 """Many runs side by side on Ray Train (V2): each worker takes the next run when it is done.
 
 Workers are as many as there is room for, and are started once for all runs: a worker costs seconds.
-They share the images, decoded once a node into Ray's object store, and tell an actor how they get
-on, to which the driver listens. Nothing is reported to Ray Train itself, whose `report` would make
-every worker wait for the slowest. A worker that dies, alone or with its node, takes its whole group
-with it; the driver starts another one, as large as there is room for then, and each run goes on
-from its own last epoch.
+They share the images, decoded once a node into Ray's object store, and report their progress to an
+actor, the event queue, to which the driver listens. Nothing is reported to Ray Train itself, whose
+`report` would make every worker wait for the slowest. When a worker dies, alone or with its node,
+Ray Train ends the whole group; the driver starts another one, as large as there is room for then,
+and each run goes on from its own last epoch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from iqa_ray.cluster.connection import MAX_TRIES, count_gpus, list_free_nodes, l
 from iqa_ray.errors import IncompleteError
 from iqa_ray.progress import log
 from iqa_ray.storage.files import Location, delete_folder, one_line
-from iqa_ray.training.events import join_board, listen
+from iqa_ray.training.events import listen, register_worker
 from iqa_ray.training.inputs import Inputs
 from iqa_ray.training.runs import Result, Run, RunFiles, train_run
 from iqa_ray.training.sharing import (
@@ -52,7 +52,7 @@ class RunFailure:
     reason: str
 
 
-def plan_lanes(gpus_per_run: float | None, cpus_per_run: float) -> tuple[Resources, int]:
+def plan_parallel_runs(gpus_per_run: float | None, cpus_per_run: float) -> tuple[Resources, int]:
     """What each run asks for, and how many there is room for at the same time.
 
     Without `gpus_per_run` a fifth of a GPU where there is one, so that five seeds share a card.
@@ -97,7 +97,7 @@ def train_runs(
         runs: none of them finished; taken in this order.
         material: what they share.
         folder: where every node can write.
-        plan: what `plan_lanes` returns.
+        plan: what `plan_parallel_runs` returns.
         on_event: told what happens: `decoded` (images so far), `started`, `finished` or `failed`
             (key of a run), or `epoch` with the key and the row of its history.
 
@@ -106,7 +106,7 @@ def train_runs(
 
     What `on_event` raises ends the workers and is raised here.
     """
-    resources, num_lanes = plan
+    resources, num_parallel = plan
     weights = {name: ray.put(data) for name, data in material.weights.items()}
     chunks = load_on_nodes(material, resources, on_event)
     shared = Shared(replace(material, weights={}), weights, chunks, {})
@@ -119,7 +119,7 @@ def train_runs(
     while waiting:
         room = sum(room_on(node, resources) for node in list_nodes())
         # with no room left, one worker waits a minute for a node that may come
-        num_workers = max(1, min(num_lanes, room, len(waiting)))
+        num_workers = max(1, min(num_parallel, room, len(waiting)))
         group = _Group(list(waiting.values()), shared, folder, resources)
         outcome = group.train(num_workers, on_event)
         for key in outcome.finished:
@@ -130,13 +130,13 @@ def train_runs(
             assert not waiting, "a group ends when no run waits"
             break
         log(f"a worker was lost, another group is started: {outcome.lost}")
-        num_lost = 0 if outcome.advanced or outcome.failed or outcome.guilty else num_lost + 1
+        num_lost = 0 if outcome.advanced or outcome.failed or outcome.in_flight else num_lost + 1
         if num_lost >= MAX_TRIES:
             raise IncompleteError(
                 f"training workers cannot be kept running: {outcome.lost}; what is done is kept, "
                 "run the same command again to go on"
             )
-        for key in waiting.keys() & set(outcome.guilty):
+        for key in waiting.keys() & set(outcome.in_flight):
             tries[key] = 1 if key in outcome.advanced else tries[key] + 1
             if tries[key] >= MAX_TRIES:
                 reason = f"its worker died on each of {MAX_TRIES} tries: {outcome.lost}"
@@ -151,13 +151,13 @@ def train_runs(
 class _Outcome:
     """What came of a group: keys of runs, and why its workers were lost, if they were.
 
-    `advanced` finished an epoch; `guilty` are those that the dead workers had in hand.
+    `advanced` finished an epoch; `in_flight` are those that the dead workers had taken.
     """
 
     finished: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     advanced: set[str] = field(default_factory=set)
-    guilty: list[str] = field(default_factory=list)
+    in_flight: list[str] = field(default_factory=list)
     lost: str | None = None
 
 
@@ -186,19 +186,19 @@ class _Group:
         folder = self.folder / f"groups/{uuid.uuid4().hex[:12]}"
         keys = [run.key for run in self.runs]
         try:
-            with listen(note, keys) as board, keep_interrupts():
+            with listen(note, keys) as queue, keep_interrupts():
                 try:
-                    self._make_trainer(num_workers, board, folder).fit()
+                    self._make_trainer(num_workers, queue, folder).fit()
                 except train.TrainingFailedError as error:
-                    in_hand = ray.get(board.list_in_hand.remote())
+                    taken = ray.get(queue.list_in_flight.remote())
                     dead = getattr(error, "worker_failures", {})
-                    outcome.guilty = [in_hand[rank] for rank in dead if rank in in_hand]
+                    outcome.in_flight = [taken[rank] for rank in dead if rank in taken]
                     outcome.lost = root_cause(error)
         finally:
             delete_folder(folder)
         return outcome
 
-    def _make_trainer(self, num_workers: int, board: Any, folder: Location) -> TorchTrainer:
+    def _make_trainer(self, num_workers: int, queue: Any, folder: Location) -> TorchTrainer:
         needs = {"CPU": self.resources.num_cpus, "GPU": self.resources.num_gpus}
         return TorchTrainer(
             _work,
@@ -206,7 +206,7 @@ class _Group:
                 "runs": {run.key: run for run in self.runs},
                 "shared": self.shared,
                 "folder": self.folder,
-                "board": board,
+                "queue": queue,
                 "num_threads": self.resources.num_threads,
             },
             torch_config=TorchConfig(backend="gloo"),  # several workers share a GPU
@@ -225,13 +225,13 @@ def _work(config: dict[str, Any]) -> None:
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    board, shared = config["board"], config["shared"]
-    join_board(board)
+    queue, shared = config["queue"], config["shared"]
+    register_worker(queue)
     material, files = shared.material, RunFiles(config["folder"])
     targets = torch.tensor(material.targets)  # a copy: what Ray holds cannot be written
     inputs: dict[Network | None, Inputs] = {}
     rank = train.get_context().get_world_rank()
-    while (key := ray.get(board.take_run.remote(rank))) is not None:
+    while (key := ray.get(queue.take_run.remote(rank))) is not None:
         run: Run = config["runs"][key]
         try:
             result = train_run(
@@ -241,17 +241,17 @@ def _work(config: dict[str, Any]) -> None:
                 material.num_classes,
                 ray.get(shared.weights[run.recipe.backbone]),
                 files,
-                partial(_post_epoch, board, key),
+                partial(_post_epoch, queue, key),
             )
         except Exception as error:  # one run must not cost the others
             event = {"failed": key, "error": f"{type(error).__name__}: {one_line(error)}"}
         else:
             event = {"finished": key, "result": _summarise(result)}
-        ray.get(board.post.remote(event))
+        ray.get(queue.post.remote(event))
 
 
-def _post_epoch(board: Any, key: str, row: dict[str, Any]) -> None:
-    board.post.remote({"epoch": row, "key": key})
+def _post_epoch(queue: Any, key: str, row: dict[str, Any]) -> None:
+    queue.post.remote({"epoch": row, "key": key})
 
 
 def _open_inputs(run: Run, shared: Shared, opened: dict[Network | None, Inputs]) -> Inputs:

@@ -17,7 +17,7 @@ from ray.train.torch import TorchTrainer
 from iqa_ray.cluster.connection import plan_single_worker
 from iqa_ray.errors import IncompleteError
 from iqa_ray.storage.files import Location, delete_folder, one_line, read_bytes, write_bytes
-from iqa_ray.training.events import join_board, listen
+from iqa_ray.training.events import listen, register_worker
 from iqa_ray.training.loop import TrainingSet, dump_checkpoint, train_from_files
 from iqa_ray.training.recipe import Recipe
 
@@ -52,10 +52,10 @@ def train_on_ray(
     checkpoint = run / _CHECKPOINT_FILE
     settings = {"recipe": recipe, "images": images, "file": checkpoint}
     try:
-        with listen(on_event) as board, keep_interrupts():
+        with listen(on_event) as queue, keep_interrupts():
             TorchTrainer(
                 _train_worker,
-                train_loop_config={**settings, "board": board},
+                train_loop_config={**settings, "queue": queue},
                 scaling_config=train.ScalingConfig(
                     num_workers=1,
                     use_gpu=room.num_gpus > 0,
@@ -99,11 +99,11 @@ def keep_interrupts() -> Iterator[None]:
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    join_board(config["board"])
+    register_worker(config["queue"])
     num_threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
     torch.set_num_threads(num_threads)
     checkpoint = train_from_files(
-        config["recipe"], config["images"], num_threads, config["board"].post.remote
+        config["recipe"], config["images"], num_threads, config["queue"].post.remote
     )
     write_bytes(config["file"], dump_checkpoint(checkpoint))
 

@@ -1,4 +1,4 @@
-"""Train runs on a cluster of its own, one node of which is lost on the way: a script of test_lanes.
+"""Script of test_parallel: train runs on a cluster of its own, one node of which is lost.
 
 python tests/helpers/lose_node.py IMAGES OUT
 """
@@ -16,7 +16,7 @@ from trainings import make_material, make_runs
 
 from iqa_ray.cluster.capacity import Resources
 from iqa_ray.storage.files import locate
-from iqa_ray.training.parallel import plan_lanes, train_runs
+from iqa_ray.training.parallel import plan_parallel_runs, train_runs
 
 
 def main(images: Path, out: str) -> None:
@@ -37,7 +37,7 @@ def main(images: Path, out: str) -> None:
             lost.append(other.node_id)
             cluster.remove_node(other, allow_graceful=False)
 
-    plan = plan_lanes(None, 1.0)
+    plan = plan_parallel_runs(None, 1.0)
     assert plan == (Resources(1.0), 2), plan
     failures = train_runs(make_runs(), make_material(images), locate(out), plan, lose_node)
     said = {"lost": lost, "failures": list(map(str, failures)), "events": events}

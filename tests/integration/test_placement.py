@@ -73,7 +73,7 @@ def place_on_cards() -> dict[str, Any]:
 
     from iqa_ray.cluster.capacity import Placement, share_nodes
     from iqa_ray.cluster.connection import list_nodes
-    from iqa_ray.training.parallel import plan_lanes
+    from iqa_ray.training.parallel import plan_parallel_runs
 
     nodes = Cluster(
         initialize_head=True,
@@ -82,9 +82,10 @@ def place_on_cards() -> dict[str, Any]:
     nodes.add_node(num_cpus=4, num_gpus=2)
     nodes.add_node(num_cpus=0, num_gpus=1)
     ray.init(address=nodes.address, logging_level="warning", log_to_driver=False)
-    resources, num_lanes = plan_lanes(0.4, 0.5)
-    group = placement_group([{"CPU": 0.5, "GPU": resources.num_gpus}] * num_lanes)  # as Ray Train
-    found: dict[str, Any] = {"lanes": num_lanes, "all start": group.wait(30)}
+    resources, num_parallel = plan_parallel_runs(0.4, 0.5)
+    # as Ray Train does
+    group = placement_group([{"CPU": 0.5, "GPU": resources.num_gpus}] * num_parallel)
+    found: dict[str, Any] = {"runs": num_parallel, "all start": group.wait(30)}
     remove_placement_group(group)
 
     class Model:
@@ -115,7 +116,7 @@ def test_ray_finds_a_card_for_each_actor_that_is_planned():
     )
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
-    assert found == {"lanes": 8, "all start": True, "5": [5, 5], "10": [10, 10]}
+    assert found == {"runs": 8, "all start": True, "5": [5, 5], "10": [10, 10]}
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from iqa_ray.errors import IncompleteError
-from iqa_ray.training.events import join_board, listen
+from iqa_ray.training.events import listen, register_worker
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 GUARD_S = 60
@@ -18,26 +18,26 @@ GUARD_S = 60
 class Worker:
     """Posts events for ever, as one in a long training does."""
 
-    def work(self, board):
-        join_board(board)
+    def work(self, queue):
+        register_worker(queue)
         while True:
-            board.post.remote({"epoch": 1})
+            queue.post.remote({"epoch": 1})
             time.sleep(0.05)
 
 
 def test_what_is_posted_last_is_passed_on_too():
     events = []
-    with listen(events.append) as board:
+    with listen(events.append) as queue:
         for number in range(100):
-            board.post.remote({"epoch": number})
-        ray.get(board.take_run.remote(0))
+            queue.post.remote({"epoch": number})
+        ray.get(queue.take_run.remote(0))
     assert events == [{"epoch": number} for number in range(100)]
 
 
 def test_an_error_of_the_driver_s_callback_ends_the_workers_and_is_raised():
     """Also one that comes when the other is dead already."""
 
-    def fail(board, event):
+    def fail(queue, event):
         seen.append(event)
         raise OSError(28, "No space left on device")
 
@@ -47,16 +47,16 @@ def test_an_error_of_the_driver_s_callback_ends_the_workers_and_is_raised():
     assert seen == [{"epoch": 1}]
 
 
-def test_a_worker_does_not_go_on_when_the_board_is_lost():
+def test_a_worker_does_not_go_on_when_the_event_queue_is_lost():
     with pytest.raises(IncompleteError, match="run the same command again"):
-        work(lambda board, event: ray.kill(board), num_workers=1)
+        work(lambda queue, event: ray.kill(queue), num_workers=1)
 
 
 def work(on_event, num_workers):
     """Let workers work, one after another; raises as Ray does for a group that loses one."""
-    with listen(lambda event: on_event(board, event)) as board:
+    with listen(lambda event: on_event(queue, event)) as queue:
         for _ in range(num_workers):
             worker = Worker.remote()
             with pytest.raises(ray.exceptions.ActorDiedError):
-                ray.get(worker.work.remote(board), timeout=GUARD_S)
+                ray.get(worker.work.remote(queue), timeout=GUARD_S)
         raise RuntimeError("a worker was lost")

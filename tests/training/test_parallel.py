@@ -22,7 +22,7 @@ from iqa_ray.errors import IncompleteError
 from iqa_ray.storage.files import locate
 from iqa_ray.training import parallel, sharing
 from iqa_ray.training.inputs import ChunkedImages
-from iqa_ray.training.parallel import plan_lanes, train_runs
+from iqa_ray.training.parallel import plan_parallel_runs, train_runs
 from iqa_ray.training.pixels import load_pixels
 from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run, RunFiles, train_run
@@ -80,7 +80,7 @@ def test_a_killed_worker_changes_nothing(material, tmp_path, capsys):
     assert killed
     assert read_results(runs, tmp_path / "b") == expected
     assert "a worker was lost, another group is started" in capsys.readouterr().err
-    # each run that was in hand goes on after its last epoch: at most one is done again
+    # each run that was in flight goes on after its last epoch: at most one is done again
     assert len(epochs) <= 12 + 2
     # what the dead wrote half stays for a day: it might be another process's, which is at it now
     assert not list((tmp_path / "b" / "checkpoints").glob("*.pt"))
@@ -161,7 +161,7 @@ def test_a_lost_node_changes_nothing(image_folder, tmp_path):
     assert said["failures"] == []
     assert "a worker was lost, another group is started" in done.stderr
     assert read_results(runs, out) == read_results(runs, tmp_path / "alone")
-    # two runs were in hand: at most an epoch of each is done again
+    # two runs were in flight: at most an epoch of each is done again
     assert sum("key" in event for event in said["events"]) <= 12 + 2
     assert not list((out / "checkpoints").glob("*.pt"))
 
@@ -201,12 +201,12 @@ def test_images_that_ray_has_read_again_are_checked_by_those_that_use_them(mater
 
 
 def test_room_is_what_the_nodes_have():
-    assert plan_lanes(None, 1.0) == (Resources(1.0, 0.0), 2)
-    assert plan_lanes(None, 0.4)[1] == 5
+    assert plan_parallel_runs(None, 1.0) == (Resources(1.0, 0.0), 2)
+    assert plan_parallel_runs(None, 0.4)[1] == 5
     with pytest.raises(IncompleteError, match="needs 64 CPUs and 0 GPUs, and no node has them"):
-        plan_lanes(None, 64.0)
+        plan_parallel_runs(None, 64.0)
     with pytest.raises(IncompleteError, match="needs 1 CPUs and 0.2 GPUs, and no node"):
-        plan_lanes(0.2, 1.0)
+        plan_parallel_runs(0.2, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -222,9 +222,9 @@ def test_fractions_of_gpus_stay_on_a_card(monkeypatch, free, room):
     monkeypatch.setattr(parallel, "_SETTLE_S", 0.0)
     if not room:
         with pytest.raises(IncompleteError, match="others use all of the cluster now"):
-            plan_lanes(0.4, 1.0)
+            plan_parallel_runs(0.4, 1.0)
         return
-    resources, number = plan_lanes(0.4, 1.0)
+    resources, number = plan_parallel_runs(0.4, 1.0)
     assert number == room
     assert 0.4 < resources.num_gpus <= 0.5  # see `raise_share`
 
@@ -239,6 +239,6 @@ def test_room_that_others_use():
     ray.get(busy.wait.remote())
     try:
         with pytest.raises(IncompleteError, match="others use all of the cluster now"):
-            plan_lanes(None, 1.0)
+            plan_parallel_runs(None, 1.0)
     finally:
         ray.kill(busy)

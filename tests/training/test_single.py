@@ -31,7 +31,7 @@ def inline(monkeypatch):
 
     monkeypatch.setattr(single, "TorchTrainer", Trainer)
     monkeypatch.setattr(single, "listen", listen)
-    monkeypatch.setattr(single, "join_board", lambda board: None)
+    monkeypatch.setattr(single, "register_worker", lambda queue: None)
     monkeypatch.setattr(single, "train_from_files", lambda recipe, *_: {"seed": recipe.seed})
     monkeypatch.setattr(single, "dump_checkpoint", lambda made: repr(made).encode())
     monkeypatch.setattr(single, "plan_single_worker", lambda: Resources(1.0))
