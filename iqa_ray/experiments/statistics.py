@@ -70,14 +70,14 @@ def _test_signed_ranks(differences: Floats) -> float:
         return float("nan")
     # ties have half ranks: doubled, all are integers
     ranks = np.rint(2 * stats.rankdata(np.abs(differences))).astype(np.int64)
-    chance = np.zeros(ranks.sum() + 1)  # of each sum of the ranks of positive differences
-    chance[0] = 1.0
+    probabilities = np.zeros(ranks.sum() + 1)  # of each sum of the ranks of positive differences
+    probabilities[0] = 1.0
     for rank in ranks:
-        chance[rank:] = chance[rank:] + chance[:-rank]
-        chance /= 2
+        probabilities[rank:] = probabilities[rank:] + probabilities[:-rank]
+        probabilities /= 2
     positive = int(ranks[differences > 0].sum())
     smaller = min(positive, int(ranks.sum()) - positive)
-    return min(1.0, 2 * float(chance[: smaller + 1].sum()))
+    return min(1.0, 2 * float(probabilities[: smaller + 1].sum()))
 
 
 def adjust_holm(p_values: Floats) -> Floats:

@@ -57,13 +57,13 @@ class ShardPredictor:
         unread: list[int] = []
         loaded, hashes = pixels.load_pixels(self._source, paths, self._image_size, 2, unread.append)
         unreadable = np.array([content is None for content in hashes])
-        chances = loop.predict_probabilities(self._model, loaded)
-        names = np.array(self._classes, dtype=object)[chances.argmax(1)]
+        probabilities = loop.predict_probabilities(self._model, loaded)
+        names = np.array(self._classes, dtype=object)[probabilities.argmax(1)]
         columns = {
             "image_id": images.column("image_id"),
             "path": images.column("path"),
             "predicted": pa.array(names, pa.string(), mask=unreadable),
-            "confidence": pa.array(chances.max(1).astype(np.float64), mask=unreadable),
+            "confidence": pa.array(probabilities.max(1).astype(np.float64), mask=unreadable),
             "content_hash": pa.array(hashes, pa.string()),
         }
         is_unread = np.isin(np.arange(len(paths)), unread)

@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 
 MIN_SCORES = 20  # on either side: with fewer there is nothing to compare
 _SMOOTHING = 0.5  # added to each bin's count, so that an empty bin has a logarithm
-_ALERT_P = 0.01  # a PSI that chance exceeds more often than this is no reason to wake anyone
+_ALERT_P = 0.01  # a PSI that chance exceeds more often than this raises no alert
 # differences that agree to this many decimals are equal: 0.4 - 0.3 is not quite 0.1
 _DECIMALS = 9
 _Z = float(stats.norm.ppf(0.975))  # of the 95% intervals

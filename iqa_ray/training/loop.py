@@ -145,16 +145,16 @@ class Trainer:
         batches = [batch for batch in order.split(self._recipe.batch_size) if len(batch) > 1]
         total = torch.zeros(2, device=self._device)
         for batch in batches:
-            wanted = targets[batch].to(self._device)
+            batch_targets = targets[batch].to(self._device)
             images = inputs[batch].to(self._device)
             images = augment_images(images, self._recipe.augment, self._generator)
             self._optimizer.zero_grad(set_to_none=True)
             with mixed_precision(self._device):
                 logits = self._network(images).float()
-            loss = compute_loss(self._recipe.loss, logits, wanted)
+            loss = compute_loss(self._recipe.loss, logits, batch_targets)
             loss.backward()
             self._optimizer.step()
-            right = _count_right(logits, wanted)
+            right = _count_right(logits, batch_targets)
             total += torch.stack([loss.detach() * len(batch), right])
         loss_mean, accuracy = (total / sum(map(len, batches))).tolist()
         if not np.isfinite(loss_mean):

@@ -283,10 +283,10 @@ def test_training_learns_and_repeats_itself_to_the_last_bit(freeze):
     ]
     assert histories[0] == histories[1]
     assert len(histories[0]) == 4
-    chances = [predict_probabilities(model, pixels) for model in models]
-    np.testing.assert_array_equal(chances[0], chances[1])
-    np.testing.assert_allclose(chances[0].sum(1), 1, rtol=1e-5)
-    assert (chances[0].argmax(1) == labels).mean() > 0.9
+    probabilities = [predict_probabilities(model, pixels) for model in models]
+    np.testing.assert_array_equal(probabilities[0], probabilities[1])
+    np.testing.assert_allclose(probabilities[0].sum(1), 1, rtol=1e-5)
+    assert (probabilities[0].argmax(1) == labels).mean() > 0.9
 
 
 def test_frozen_backbones_do_not_move():

@@ -56,9 +56,9 @@ def test_confident_errors_are_no_ties():
     """Both probabilities are 1.0 in fp32 and fp64; the wrong image is the less sure one."""
     logits = np.array([[60, 0, 0], [50, 0, 0]], np.float32)
     labels = np.array([0, 1])
-    chances = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
-    chances /= chances.sum(1, keepdims=True)
-    assert chances[0, 0] == chances[1, 0] == 1
+    probabilities = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
+    probabilities /= probabilities.sum(1, keepdims=True)
+    assert probabilities[0, 0] == probabilities[1, 0] == 1
     # class 0: the first is surer of it; class 1: the second gives it more
     assert measure_auc(compute_log_odds(logits), labels) == 1
     assert measure_auc(compute_log_odds(logits), 1 - labels) == 0
@@ -68,8 +68,8 @@ def test_confident_errors_are_no_ties():
 @given(st.lists(st.lists(st.integers(-8, 8), min_size=4, max_size=4), min_size=1, max_size=5))
 def test_log_odds_are_those_of_softmax(rows):
     logits = np.array(rows, np.float64)
-    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    expected = np.log(chances) - np.log1p(-chances)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = np.log(probabilities) - np.log1p(-probabilities)
     np.testing.assert_allclose(compute_log_odds(logits), expected, rtol=1e-6, atol=1e-9)
 
 
