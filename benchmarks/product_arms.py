@@ -1,4 +1,4 @@
-"""Does selection help? The studies that train, on real products, half of the photographs blurred.
+"""Does selection help? The experiments, on real products, half of the photographs blurred.
 
     python -m benchmarks.product_arms --data DIR --out FOLDER [--scratch]
 

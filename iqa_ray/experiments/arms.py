@@ -1,4 +1,4 @@
-"""Training the arms of a study over seeds: settings, runs and their keys, tables of results."""
+"""Training the arms of an experiment over seeds: runs and their keys, tables of results."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class ArmsJob(TrainingJob):
 
 @dataclass(frozen=True)
 class Candidates:
-    """The images of a study.
+    """The images of an experiment.
 
     Attributes:
         frame: one row an image: image_id, path, label, content_hash, status, keep, and a column of
@@ -176,7 +176,7 @@ def train_arms(
     Args:
         workspace: the tables' place.
         name: of the job, for its record.
-        folder: of the study in the workspace.
+        folder: of the experiment in the workspace.
         job: how to train.
         backbones: names.
         splits: who is trained and tested on what.
@@ -330,10 +330,10 @@ def check_runs(runs: pd.DataFrame, text: str) -> None:
         )
 
 
-def summarise_study(
+def summarise_experiment(
     workspace: Workspace, splits: Splits, runs: pd.DataFrame, text: str, start_s: float
 ) -> dict[str, Any]:
-    """What the summary of every study has; `text` is its table for people."""
+    """What the summary of every experiment has; `text` is its table for people."""
     first = splits.table[splits.table["arm"] == splits.table["arm"].iloc[0]]
     sizes = first["part"].value_counts()
     return {
@@ -348,8 +348,8 @@ def summarise_study(
     }
 
 
-def describe_study(summary: dict[str, Any], folder: str, others: str = "") -> str:
-    """A study's table and what it was made of, for people."""
+def describe_experiment(summary: dict[str, Any], folder: str, others: str = "") -> str:
+    """An experiment's table and what it was made of, for people."""
     return (
         f"{summary['text']}\n\n{summary['num_train']:,} training, {summary['num_validation']:,} "
         f"validation and {summary['num_test']:,} test images of {summary['num_classes']} classes; "

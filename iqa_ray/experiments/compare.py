@@ -15,9 +15,9 @@ from iqa_ray.experiments.arms import (
     ArmsJob,
     Candidates,
     check_runs,
-    describe_study,
+    describe_experiment,
     read_candidates,
-    summarise_study,
+    summarise_experiment,
     train_arms,
 )
 from iqa_ray.experiments.splits import Splits, split_quality
@@ -78,7 +78,7 @@ def run_compare(job: CompareJob) -> dict[str, Any]:
     text = format_comparison(summary, comparison)
     check_runs(runs, text)
     return {
-        **summarise_study(workspace, splits, runs, text, start_s),
+        **summarise_experiment(workspace, splits, runs, text, start_s),
         "comparison": comparison.astype(object).where(comparison.notna(), None).to_dict("records"),
     }
 
@@ -145,4 +145,4 @@ def _read_others(candidates: Candidates, test_on: str) -> tuple[pd.DataFrame, in
 
 def describe_compare(summary: dict[str, Any]) -> str:
     """Table 2 of Smith et al. and what it comes to, for people."""
-    return describe_study(summary, FOLDER)
+    return describe_experiment(summary, FOLDER)

@@ -21,7 +21,7 @@ class LiveRuns:
 
     Args:
         runs: those that are trained now.
-        num_reused: runs of the study that were finished before.
+        num_reused: runs of the experiment that were finished before.
         log_dir: folder for TensorBoard's event files, one folder a run.
     """
 

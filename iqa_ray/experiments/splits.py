@@ -1,7 +1,7 @@
 """Which images train, validate and test each arm (Smith et al., sections 3.2 and 3.3).
 
-An arm is one way to choose training images. All arms of a study have as many of them and share
-the validation and the test part. Copies of an image (equal content hashes) count as one where
+An arm is one way to choose training images. All arms of an experiment have as many of them, and
+share the validation and the test part. Copies of an image (equal content hashes) count as one where
 parts are drawn and never stand in two parts. A split depends on the images and on its own seed,
 not on the order of the rows, nor on what is trained with it. Pure: tables in, tables out.
 """

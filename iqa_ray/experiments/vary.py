@@ -10,9 +10,9 @@ from pydantic import Field, field_validator
 from iqa_ray.experiments.arms import (
     ArmsJob,
     check_runs,
-    describe_study,
+    describe_experiment,
     read_candidates,
-    summarise_study,
+    summarise_experiment,
     train_arms,
 )
 from iqa_ray.experiments.splits import REMOVED, SHARES, rank_quality, split_varying
@@ -66,11 +66,11 @@ def run_vary(job: VaryJob) -> dict[str, Any]:
     text = format_varying(summary)
     check_runs(runs, text)
     return {
-        **summarise_study(workspace, splits, runs, text, start_s),
+        **summarise_experiment(workspace, splits, runs, text, start_s),
         "table": summary.astype(object).where(summary.notna(), None).to_dict("records"),
     }
 
 
 def describe_vary(summary: dict[str, Any]) -> str:
     """Table 3 of Smith et al., for people."""
-    return describe_study(summary, FOLDER, ", curve.png")
+    return describe_experiment(summary, FOLDER, ", curve.png")

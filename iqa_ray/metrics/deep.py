@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from iqa_ray.metrics.planes import check_image
+from iqa_ray.metrics.planes import check_grey_or_rgb
 from iqa_ray.metrics.spec import MetricError, MetricSpec
 from iqa_ray.weights.metric_files import Weights, build_model, find_pyiqa_version
 from iqa_ray.weights.pyiqa_builder import replaced
@@ -88,7 +88,7 @@ class DeepMetric:
             MetricError: it is too small.
             ValueError: it is no image.
         """
-        check_image(image)
+        check_grey_or_rgb(image)
         height, width = image.shape[:2]
         self.spec.check_size(height, width)
         if image.ndim == 2:

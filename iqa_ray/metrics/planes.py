@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 _BT601_THOUSANDTHS = np.array([[299, 587, 114]], np.float32)
 
 
-def check_image(image: Any) -> None:
+def check_grey_or_rgb(image: Any) -> None:
     """Raise ValueError for anything but (H, W, 3) or (H, W) uint8, of at least one pixel."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         kind = getattr(image, "dtype", type(image).__name__)
@@ -33,7 +33,7 @@ class Planes:
     """
 
     def __init__(self, image: NDArray[Any]) -> None:
-        check_image(image)
+        check_grey_or_rgb(image)
         self._image = image
         self.height, self.width = image.shape[:2]
 

@@ -75,7 +75,7 @@ def run_score(
         run = ScoringRun(str(workspace), source)
         with connection.connect(job.address):
             works = spread_groups(job, run, listed, missing, make_scorer)
-        _drop_repeated(workspace, groups)
+        _drop_repeated_scores(workspace, groups)
         _check_contents(listed)
     seconds = time.monotonic() - start_s
     num_failed, failures = count_failures(listed, job.metrics)
@@ -141,7 +141,7 @@ def _check_contents(listed: ListedScores) -> None:
         )
 
 
-def _drop_repeated(workspace: Workspace, groups: Sequence[Group]) -> None:
+def _drop_repeated_scores(workspace: Workspace, groups: Sequence[Group]) -> None:
     """Leave one row an image where another run has scored the same images meanwhile."""
     # that run may have listed the images later than this one
     fingerprints = ListedScores(workspace).fingerprints

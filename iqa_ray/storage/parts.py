@@ -81,7 +81,7 @@ class Parts:
         tables = self._map_files(read)
         if not tables:
             return None
-        return _drop_repeated(pa.concat_tables(tables))
+        return _keep_first_rows(pa.concat_tables(tables))
 
     def read_listed(self, current: Fingerprints, schema: pa.Schema) -> pa.Table:
         """The valid rows of listed images, in the order of the listing.
@@ -338,7 +338,7 @@ def _batch_parts(
     return [batch for batch in batches if len(batch) > 1]
 
 
-def _drop_repeated(table: pa.Table) -> pa.Table:
+def _keep_first_rows(table: pa.Table) -> pa.Table:
     ids = table.column("image_id")
     if pc.count_distinct(ids).as_py() == table.num_rows:
         return table

@@ -34,7 +34,7 @@ from iqa_ray.training.sharing import (
     Material,
     Network,
     Shared,
-    compute_features,
+    compute_shared_features,
     load_on_nodes,
     name_network,
 )
@@ -111,7 +111,7 @@ def train_runs(
     chunks = load_on_nodes(material, resources, on_event)
     shared = Shared(replace(material, weights={}), weights, chunks, {})
     if frozen := [run for run in runs if run.recipe.freeze_backbone]:
-        shared.features = compute_features(frozen, shared, resources)
+        shared.features = compute_shared_features(frozen, shared, resources)
     waiting = {run.key: run for run in runs}
     tries = dict.fromkeys(waiting, 0)
     failures: list[RunFailure] = []

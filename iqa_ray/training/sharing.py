@@ -154,7 +154,7 @@ def load_on_nodes(
     return chunks
 
 
-def compute_features(
+def compute_shared_features(
     runs: Sequence[Run], shared: Shared, resources: Resources
 ) -> dict[Network, list[Any]]:
     """The features that the frozen networks of `runs` give, as references.

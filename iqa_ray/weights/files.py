@@ -40,7 +40,7 @@ from iqa_ray.storage.files import (
     write_bytes,
 )
 
-LOCK_FILE = "weights.lock"
+WEIGHTS_LOCK = "weights.lock"
 FOLDER_VARIABLE = "IQA_RAY_WEIGHTS"
 NETWORK_TIMEOUT_S = 10.0
 # what opening an address and reading from it may raise: urllib lets http.client's errors through
@@ -111,7 +111,7 @@ def read_lock(folder: Location) -> Lock | None:
         UsageError: it is not a lock.
     """
     try:
-        loaded = json.loads(read_bytes(folder / LOCK_FILE))
+        loaded = json.loads(read_bytes(folder / WEIGHTS_LOCK))
         files = {name: _read_entry(name, entry) for name, entry in loaded["files"].items()}
         metrics = {name: list(files) for name, files in loaded["metrics"].items()}
         if unknown := {name for names in metrics.values() for name in names} - set(files):
@@ -122,10 +122,10 @@ def read_lock(folder: Location) -> Lock | None:
     except FileNotFoundError:
         return None
     except (OSError, pa.ArrowException) as error:
-        raise UsageError(f"cannot read {folder / LOCK_FILE}: {one_line(error)}") from None
+        raise UsageError(f"cannot read {folder / WEIGHTS_LOCK}: {one_line(error)}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"{folder / LOCK_FILE} is not a lock: {one_line(error)}; make it again with "
+            f"{folder / WEIGHTS_LOCK} is not a lock: {one_line(error)}; make it again with "
             "`iqa-ray weights pull`"
         ) from None
 
@@ -159,7 +159,7 @@ def write_lock(folder: Location, lock: Lock) -> None:
             for name, entry in sorted(lock.files.items())
         },
     }
-    write_bytes(folder / LOCK_FILE, json.dumps(record, indent=2).encode() + b"\n")
+    write_bytes(folder / WEIGHTS_LOCK, json.dumps(record, indent=2).encode() + b"\n")
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ def find_damage(folder: Location, entry: WeightFile) -> str | None:
     found = describe_file(folder, entry.url)
     if (found.bytes, found.sha256) != (entry.bytes, entry.sha256):
         return (
-            f"{entry.name} is not the file that {LOCK_FILE} names: {found.bytes:,} bytes with "
+            f"{entry.name} is not the file that {WEIGHTS_LOCK} names: {found.bytes:,} bytes with "
             f"SHA-256 {found.sha256[:16]}…, not {entry.bytes:,} with {entry.sha256[:16]}…"
         )
     return None

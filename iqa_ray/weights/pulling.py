@@ -11,7 +11,7 @@ from iqa_ray.progress import log
 from iqa_ray.storage.files import Location, locate
 from iqa_ray.weights.fetching import fetch_file, find_network_trouble
 from iqa_ray.weights.files import (
-    LOCK_FILE,
+    WEIGHTS_LOCK,
     Lock,
     WeightFile,
     cache_folder,
@@ -119,10 +119,12 @@ def check_weights(folder: Location, metrics: Sequence[str]) -> dict[str, list[We
     """
     lock = read_lock(folder)
     if lock is None:
-        raise UsageError(f"{folder} has no {LOCK_FILE}: `iqa-ray weights pull --to DIR` makes one")
+        raise UsageError(
+            f"{folder} has no {WEIGHTS_LOCK}: `iqa-ray weights pull --to DIR` makes one"
+        )
     pull = f"`iqa-ray weights pull --metrics {','.join(metrics or lock.metrics)} --to {folder}`"
     if absent := [metric for metric in metrics if metric not in lock.metrics]:
-        raise UsageError(f"{folder / LOCK_FILE} has no {', '.join(absent)}: run {pull}")
+        raise UsageError(f"{folder / WEIGHTS_LOCK} has no {', '.join(absent)}: run {pull}")
     checked = {}
     for metric in metrics or lock.metrics:
         entries = [lock.files[name] for name in lock.metrics[metric]]

@@ -76,8 +76,8 @@ def compare(ws, **settings):
     )
 
 
-def read_runs(ws, study="quality"):
-    runs = pd.read_parquet(f"{ws}/comparisons/{study}/runs.parquet")
+def read_runs(ws, experiment="quality"):
+    runs = pd.read_parquet(f"{ws}/comparisons/{experiment}/runs.parquet")
     return [
         without_times({**row, "history": list(row["history"])}) for row in runs.to_dict("records")
     ]
@@ -119,8 +119,8 @@ def test_compare(ws, monkeypatch, tmp_path):
     assert read_runs(ws) == before
 
 
-def read_splits(ws, study="quality"):
-    return pd.read_parquet(f"{ws}/comparisons/{study}/splits.parquet")
+def read_splits(ws, experiment="quality"):
+    return pd.read_parquet(f"{ws}/comparisons/{experiment}/splits.parquet")
 
 
 def check_splits(ws):
@@ -161,7 +161,7 @@ def test_vary(ws):
 
 
 @pytest.mark.slow
-def test_a_killed_driver_s_study_is_gone_on_with(ws, tmp_path):
+def test_a_killed_driver_s_experiment_goes_on(ws, tmp_path):
     """Killed in the midst of a run; what comes out is what an undisturbed one gives."""
     settings = ["--backbones", "resnet18", "--seeds", "0,1", "--epochs", "3"]
     for name in ("weights", "image_size", "batch_size", "lr", "cpus_per_run"):

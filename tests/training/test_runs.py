@@ -271,14 +271,14 @@ def test_frozen_random_networks_are_those_of_their_seeds(inline_ray, files, tmp_
     runs = [freeze(seed) for seed in (3, 4, 5)]
     threads = Resources(torch.get_num_threads())
     shared = share()
-    shared.features = sharing.compute_features(runs, shared, threads)
+    shared.features = sharing.compute_shared_features(runs, shared, threads)
     assert len(shared.features) == 3
     for run in runs:
         model = start_training(run.recipe, 2).model
         own = compute_features(model, INPUTS, torch.arange(40))
         assert torch.equal(open_frozen(shared, run), own)
     alone = share()
-    alone.features = sharing.compute_features(runs[:1], alone, threads)
+    alone.features = sharing.compute_shared_features(runs[:1], alone, threads)
     first = train(runs[0], files, inputs=shared.open_features(("resnet18", 3)))
     other = RunFiles(locate(tmp_path / "alone"))
     again = train(runs[0], other, inputs=alone.open_features(("resnet18", 3)))
@@ -291,7 +291,9 @@ def test_frozen_networks_of_one_file_are_one(inline_ray):
     weights = buffer.getvalue()
     runs = [freeze(seed, "w.pt") for seed in (3, 4)]
     shared = share(weights)
-    shared.features = sharing.compute_features(runs, shared, Resources(torch.get_num_threads()))
+    shared.features = sharing.compute_shared_features(
+        runs, shared, Resources(torch.get_num_threads())
+    )
     assert len(shared.features) == 1
     own = compute_features(
         start_training(runs[0].recipe, 2, weights).model, INPUTS, torch.arange(40)
