@@ -18,7 +18,7 @@ from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.progress import log
 from iqa_ray.storage.files import one_line
 
-# of what dies with its actor, worker or node
+# tries of a shard or run whose actor, worker or node dies
 MAX_TRIES = 3
 _ANSWER_TIMEOUT_S = 10.0
 
@@ -96,12 +96,12 @@ def check_room(resources: Resources) -> None:
 
 
 def list_nodes(labels: Mapping[str, str] | None = None) -> list[dict[str, float]]:
-    """The resources of each node that is up; of those only that label selectors mean, if given."""
+    """The resources of each node that is up and, where selectors are given, has such labels."""
     return [node["Resources"] for node in _find_nodes(labels or {})]
 
 
 def list_free_nodes() -> list[dict[str, float]]:
-    """What nobody uses now of each node that is up."""
+    """The free resources of each node that is up."""
     return list(available_resources_per_node().values())
 
 

@@ -53,7 +53,7 @@ class ImageError(ValueError):
 
 
 class UnreadError(ImageError):
-    """A file that is away or refused: what is in it is not known, and may be fine."""
+    """A file that is absent or refused: its content is not known, and may be fine."""
 
 
 def hash_content(data: bytes) -> str:

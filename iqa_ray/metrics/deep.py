@@ -142,7 +142,7 @@ class DeepMetric:
                     failure = MetricError(
                         "undefined", f"{self.name}: {type(error).__name__}: {error}"
                     )
-            # beyond the handler: until here the error's frames hold on to the batch's memory
+            # after the handler, in which the error's frames still keep the batch's memory
             self._recover()
             if len(chunk) == 1:
                 scores.append(failure)

@@ -281,7 +281,7 @@ def _choose_training_images(
         assert job.split is not None
         in_split = find_split(images, job.split, job.seed)
         training, where = images.filter(pa.array(in_split)), f"--split {job.split}"
-    # without a size it was away when it was listed
+    # a file without a size was absent when it was listed
     for name in ("label", "size_bytes"):
         training = training.filter(pc.is_valid(training.column(name)))
     if pc.count_distinct(training.column("label")).as_py() < 2:

@@ -190,7 +190,7 @@ class ListedScores:
         return self._read_columns(name, schema)
 
     def _read_columns(self, name: str, schema: pa.Schema) -> pa.Table:
-        """Valid rows and, of files that were away when they should have been read, what says so."""
+        """Valid rows, and rows that say so for files that were absent when they were to be read."""
         parts = self._open(name)
         rows = parts.read_listed(self.fingerprints, schema)
         is_gap = pc.is_null(rows.column("status")).to_numpy()

@@ -248,8 +248,8 @@ class Parts:
                 delete_file(file)
 
     def _list_files(self) -> list[Location]:
-        """All parts. Listed twice, since no listing is of one moment: a part that is merged away
-        meanwhile may be missing from it without the merged one being there.
+        """All parts. The folder is listed twice, since a listing takes time: if parts are merged
+        meanwhile, one listing may have neither the old parts nor the merged one.
         """
         found = {file.path: file for _ in range(2) for file in list_files(self.folder, ".parquet")}
         return [found[path] for path in sorted(found)]

@@ -44,7 +44,7 @@ class DotGeometry:
     dot_exponent: float  # of the super-ellipse that outlines a dot: 2 is round, more is squarer
 
 
-# Tall round dots against wide square ones: apart in focus, alike once a dot pitch is blurred away.
+# Tall round dots and wide square ones: they differ in focus; blur of a dot pitch hides it.
 MANUFACTURERS: dict[str, DotGeometry] = {
     "north": DotGeometry(column_pitch=1.00, row_shear=0.00, dot_aspect=1.40, dot_exponent=2.0),
     "south": DotGeometry(column_pitch=1.01, row_shear=0.15, dot_aspect=0.57, dot_exponent=3.0),

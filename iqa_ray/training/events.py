@@ -100,8 +100,8 @@ def listen(on_event: Callable[[dict[str, Any]], None], keys: Sequence[str] = ())
     """Pass on what workers post to the event queue that this gives; Ray Train carries nothing.
 
     `keys` are the runs that the queue hands out. It is ended at the end. `on_event` is called in
-    a thread. If it raises, the workers are killed, as nobody would see what they do; their group
-    then fails, and its error gives way to that of `on_event`.
+    a thread. If it raises, the workers are killed, since their events are no longer read. Their
+    group then fails, and the error of `on_event` is raised instead of the group's.
 
     Raises:
         IncompleteError: the event queue was lost.

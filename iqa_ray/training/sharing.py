@@ -25,7 +25,8 @@ from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run
 
 _CHUNK_SIZE = 512  # images decoded by one task
-# whose features one task computes: whole batches, so that no image's batch depends on the cluster
+# Images whose features one task computes. These are whole batches, so that an image's batch is the
+# same on every cluster.
 _PIECE_SIZE = 256
 
 Network = tuple[str, int | None]  # a backbone, and its seed where that decides its weights
