@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute as pc
 
-from iqa_ray.errors import UsageError
+from iqa_ray.errors import Status, UsageError
 from iqa_ray.images.listing import IMAGES_SCHEMA
 from iqa_ray.images.source import ImageSource
 from iqa_ray.metrics.spec import SPECS, MetricSpec, get_spec
@@ -37,8 +37,7 @@ SCORES_SCHEMA = pa.schema(
     ]
 )
 
-# the status of a listed image that has no valid row
-UNSCORED = "unscored"
+UNSCORED: Status = "unscored"
 
 # the entries of pyiqa's metrics, as they were when the workspace was last scored with them
 SPECS_FILE = "metrics.json"
