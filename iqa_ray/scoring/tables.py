@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyarrow import compute as pc
 
 from iqa_ray.errors import Status, UsageError
-from iqa_ray.images.listing import IMAGES_SCHEMA
+from iqa_ray.images.listing import IMAGES_FILE, IMAGES_SCHEMA
 from iqa_ray.images.source import ImageSource
 from iqa_ray.metrics.spec import SPECS, MetricSpec, get_spec
 from iqa_ray.storage.files import list_files
@@ -143,7 +143,7 @@ class ListedScores:
 
     def __init__(self, workspace: Workspace, images: pa.Table | None = None) -> None:
         self._workspace = workspace
-        listed = workspace.read_table("images.parquet", "score IMAGES", IMAGES_SCHEMA)
+        listed = workspace.read_table(IMAGES_FILE, "score IMAGES", IMAGES_SCHEMA)
         self.record = record_of(listed.schema)
         self.images = listed if images is None else images
         self.row_settings = make_row_settings(ImageSource.from_record(self.record).max_pixels)
