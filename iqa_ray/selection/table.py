@@ -59,7 +59,7 @@ def read_selection(workspace: Workspace) -> tuple[pd.DataFrame, tuple[str, ...]]
     Raises:
         UsageError: there is none, or it lacks a column.
     """
-    table = workspace.read_table(SELECTION_FILE, "select", SELECTION_SCHEMA)
+    table = workspace.read_table(SELECTION_FILE, "select")
     voters = _find_voters(table)
     schema = selection_schema(voters)
     workspace.check_columns(SELECTION_FILE, table, "select", schema)

@@ -98,8 +98,8 @@ class Workspace:
         for column in schema.names:
             if column not in table.column_names:
                 raise UsageError(
-                    f"{self.location / name} has no column {column!r}: run `iqa-ray {made_by} … "
-                    f"--workspace {self}`"
+                    f"{self.location / name} has no column {column!r}: remove it and run `iqa-ray "
+                    f"{made_by} … --workspace {self}`"
                 )
 
     def write_table(

@@ -58,7 +58,7 @@ def test_other_tables_under_the_names_of_ours_are_refused(selected):
     tables = {n: workspace.read_table(n, "") for n in ("images.parquet", "selection.parquet")}
     for name, table in tables.items():
         workspace.write_table(name, table.drop_columns("image_id"))
-        with pytest.raises(UsageError, match=f"{name} has no column 'image_id': run `iqa-ray "):
+        with pytest.raises(UsageError, match=f"{name} has no column 'image_id': remove it and "):
             read_candidates(workspace)
         workspace.write_table(name, table)
 

@@ -84,7 +84,7 @@ def test_a_column_of_another_program_stays_in_the_history(workspace):
 )
 def test_other_tables_under_the_names_of_the_history_are_refused(workspace, name, column, use):
     workspace.write_table(name, pa.table({"n": [1]}))
-    with pytest.raises(UsageError, match=f"{name} has no column '{column}': run `iqa-ray rescore "):
+    with pytest.raises(UsageError, match=f"{name} has no column '{column}': remove it and run "):
         use(workspace)
 
 

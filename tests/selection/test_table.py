@@ -92,8 +92,8 @@ def test_a_selection_without_a_column_of_a_voter_is_refused(selected):
     workspace = Workspace(selected.ws)
     table, record = workspace.read_table(SELECTION_FILE, ""), workspace.read_record(SELECTION_FILE)
     workspace.write_table(SELECTION_FILE, table.drop_columns("low_wavs"), record)
-    with pytest.raises(UsageError, match=r"selection\.parquet has no column 'low_wavs': run `iqa-"):
+    with pytest.raises(UsageError, match=r"selection\.parquet has no column 'low_wavs': remove"):
         read_selection(workspace)
     workspace.write_table(SELECTION_FILE, table.drop_columns("keep"))
-    with pytest.raises(UsageError, match=r"selection\.parquet has no column 'keep': run `iqa-ray "):
+    with pytest.raises(UsageError, match=r"selection\.parquet has no column 'keep': remove it"):
         read_selection(workspace)

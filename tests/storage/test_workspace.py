@@ -608,7 +608,8 @@ def test_the_columns_of_a_frame_have_the_types_of_the_schema_whatever_is_in_them
 def test_a_table_without_a_column_that_it_should_have_is_refused(workspace):
     workspace.write_table("x.parquet", pa.table({"n": [1]}))
     schema = pa.schema([("n", pa.int64()), ("m", pa.int64())])
-    with pytest.raises(UsageError, match=r"x\.parquet has no column 'm': run `iqa-ray vary "):
+    problem = r"x\.parquet has no column 'm': remove it and run `iqa-ray vary … --workspace "
+    with pytest.raises(UsageError, match=problem):
         workspace.read_table("x.parquet", "vary", schema)
     assert workspace.read_table("x.parquet", "vary", schema.remove(1)).num_rows == 1
 
