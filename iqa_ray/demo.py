@@ -12,12 +12,11 @@ from iqa_ray.cluster import connection
 from iqa_ray.config import WorkspaceJob
 from iqa_ray.errors import UsageError
 from iqa_ray.predictions.jobs import PredictJob, run_predict
-from iqa_ray.predictions.table import PREDICTIONS_FILE
+from iqa_ray.predictions.table import read_predictions
 from iqa_ray.progress import log
 from iqa_ray.scoring.jobs import run_score
 from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.selection.jobs import (
-    SELECTION_FILE,
     CutoffsJob,
     SelectJob,
     describe_cutoffs,
@@ -25,6 +24,7 @@ from iqa_ray.selection.jobs import (
     run_cutoffs,
     run_select,
 )
+from iqa_ray.selection.table import read_selection
 from iqa_ray.storage.files import locate
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.synthetic.jobs import MakeDataJob, run_make_data
@@ -105,8 +105,8 @@ def choose_clearest(entries: dict[str, Any], num_voters: int) -> tuple[str, ...]
 
 def measure_accuracy(workspace: Workspace) -> dict[str, dict[str, float | int | None]]:
     """How often the classifier is right on kept, on rejected and on all predicted images."""
-    selection = workspace.read_table(SELECTION_FILE, "select").to_pandas()
-    predictions = workspace.read_table(PREDICTIONS_FILE, "predict").to_pandas()
+    selection, _ = read_selection(workspace)
+    predictions, _ = read_predictions(workspace)
     judged = predictions.dropna(subset=["correct"]).merge(
         selection[["image_id", "keep"]], on="image_id"
     )

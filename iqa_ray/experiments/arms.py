@@ -11,17 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from iqa_ray.cluster import connection
 from iqa_ray.cluster.capacity import check_share
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.experiments.splits import Splits
+from iqa_ray.experiments.splits import SPLITS_FILE, SPLITS_SCHEMA, Splits
+from iqa_ray.experiments.statistics import SUMMARY_FILE
 from iqa_ray.images.decoding import hash_content
+from iqa_ray.images.listing import IMAGES_FILE, IMAGES_SCHEMA
 from iqa_ray.images.source import ImageSource
 from iqa_ray.progress import log
 from iqa_ray.scoring.tables import scores_frame
+from iqa_ray.selection.table import SELECTION_FILE, read_selection
 from iqa_ray.storage.files import Location
+from iqa_ray.storage.parquet import record_of
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.training.recipe import Augment, Recipe
 from iqa_ray.training.settings import TrainingJob
@@ -31,10 +36,33 @@ if TYPE_CHECKING:  # PyTorch is for those that train
     from iqa_ray.training.runs import Run
     from iqa_ray.training.sharing import Material
 
-RUN_COLUMNS = (
-    "arm", "backbone", "seed", "status", "error", "accuracy", "auc", "best_epoch", "last_accuracy",
-    "last_auc", "history", "seconds", "device", "num_train",
-)  # fmt: skip
+RUNS_FILE = "runs.parquet"
+_EPOCH = [
+    ("epoch", pa.int64()),
+    *(
+        (name, pa.float64())
+        for name in ("loss", "accuracy", "validation_loss", "validation_accuracy", "seconds")
+    ),
+]
+# one row a run; what failed has a status that is not `ok`, and nulls
+RUNS_SCHEMA = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("backbone", pa.string()),
+        ("seed", pa.int64()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("accuracy", pa.float64()),
+        ("auc", pa.float64()),
+        ("best_epoch", pa.int64()),
+        ("last_accuracy", pa.float64()),
+        ("last_auc", pa.float64()),
+        ("history", pa.list_(pa.struct(_EPOCH))),
+        ("seconds", pa.float64()),
+        ("device", pa.string()),
+        ("num_train", pa.int64()),
+    ]
+)
 
 
 class ArmsJob(TrainingJob):
@@ -109,14 +137,13 @@ def read_candidates(workspace: Workspace) -> Candidates:
         UsageError: there is none, or it was made from other images, labels or scores than the
             workspace holds now.
     """
-    images = workspace.read_table("images.parquet", "score IMAGES")
-    selection = workspace.read_table("selection.parquet", "select").to_pandas()
+    images = workspace.read_table(IMAGES_FILE, "score IMAGES", IMAGES_SCHEMA)
+    selection, metrics = read_selection(workspace)
     if set(selection["image_id"]) != set(images.column("image_id").to_pylist()):
         raise UsageError(
-            f"{workspace}/selection.parquet was made from other images than images.parquet lists: "
+            f"{workspace}/{SELECTION_FILE} was made from other images than {IMAGES_FILE} lists: "
             f"run `iqa-ray select --workspace {workspace}` again"
         )
-    metrics = tuple(name.removeprefix("low_") for name in selection if name.startswith("low_"))
     frame = scores_frame(workspace, metrics)
     selection = selection.set_index("image_id").loc[frame["image_id"]].reset_index()
     _check_selection(workspace, selection, frame, metrics)
@@ -124,7 +151,7 @@ def read_candidates(workspace: Workspace) -> Candidates:
     return Candidates(
         frame[["image_id", "path", "label", "content_hash", "status", "keep", *metrics]],
         metrics,
-        ImageSource.from_record(workspace.read_record("images.parquet") or {}),
+        ImageSource.from_record(record_of(images.schema)),
     )
 
 
@@ -155,7 +182,7 @@ def _check_selection(
             )
         what = "labels" if name == "label" else f"{name} scores"
         raise UsageError(
-            f"{workspace}/selection.parquet was made from other {what} of {differs.sum():,} "
+            f"{workspace}/{SELECTION_FILE} was made from other {what} of {differs.sum():,} "
             f"images, such as {present['path'][differs].iloc[0]!r}: run {commands} again"
         )
 
@@ -171,7 +198,7 @@ def train_arms(
 ) -> pd.DataFrame:
     """Train every backbone on every arm with every seed, as far as that is not done yet.
 
-    Writes `splits.parquet` and `runs.parquet`.
+    Writes SPLITS_FILE and RUNS_FILE.
 
     Args:
         workspace: the tables' place.
@@ -183,7 +210,7 @@ def train_arms(
         candidates: where the images came from.
 
     Returns:
-        One row a run (RUN_COLUMNS); what failed has a status that is not ok, and an error.
+        One row a run (RUNS_SCHEMA); what failed has a status that is not ok, and an error.
 
     Raises:
         UsageError: weights that cannot be had.
@@ -193,9 +220,9 @@ def train_arms(
         log(note)
     workspace.prepare()
     workspace.record_config(name, job)
-    workspace.write_frame(f"{folder}/splits.parquet", splits.table)
+    workspace.write_frame(f"{folder}/{SPLITS_FILE}", splits.table, SPLITS_SCHEMA)
     runs = _train_missing(workspace.location / folder, job, backbones, splits.table, candidates)
-    workspace.write_frame(f"{folder}/runs.parquet", runs)
+    workspace.write_frame(f"{folder}/{RUNS_FILE}", runs, RUNS_SCHEMA)
     return runs
 
 
@@ -250,7 +277,7 @@ def _train_missing(
         rows.append(
             {"arm": run.arm, "backbone": run.recipe.backbone, "seed": run.recipe.seed, **result}
         )
-    return pd.DataFrame(rows, columns=RUN_COLUMNS)
+    return pd.DataFrame(rows, columns=RUNS_SCHEMA.names)
 
 
 def _train(
@@ -354,6 +381,6 @@ def describe_experiment(summary: dict[str, Any], folder: str, others: str = "") 
         f"{summary['text']}\n\n{summary['num_train']:,} training, {summary['num_validation']:,} "
         f"validation and {summary['num_test']:,} test images of {summary['num_classes']} classes; "
         f"{summary['num_runs']} runs, {summary['seconds']:.0f} s\n"
-        f"written: {summary['workspace']}/{folder}/runs.parquet, summary.parquet, "
-        f"splits.parquet{others}"
+        f"written: {summary['workspace']}/{folder}/{RUNS_FILE}, {SUMMARY_FILE}, "
+        f"{SPLITS_FILE}{others}"
     )

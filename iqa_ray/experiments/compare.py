@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 from pydantic import Field, field_validator
 
 from iqa_ray.errors import UsageError
@@ -20,8 +21,15 @@ from iqa_ray.experiments.arms import (
     summarise_experiment,
     train_arms,
 )
-from iqa_ray.experiments.splits import Splits, split_quality
-from iqa_ray.experiments.statistics import compare_arms, format_comparison, summarise_arms
+from iqa_ray.experiments.splits import SPLITS_SCHEMA, Splits, split_quality
+from iqa_ray.experiments.statistics import (
+    COMPARISON_SCHEMA,
+    SUMMARY_FILE,
+    SUMMARY_SCHEMA,
+    compare_arms,
+    format_comparison,
+    summarise_arms,
+)
 from iqa_ray.images.source import ImageSource
 from iqa_ray.progress import log
 from iqa_ray.storage.files import locate
@@ -74,7 +82,9 @@ def run_compare(job: CompareJob) -> dict[str, Any]:
         splits, candidates = _split_with_others(candidates, job)
     runs = train_arms(workspace, "compare", FOLDER, job, job.backbones, splits, candidates)
     summary, comparison = summarise_arms(runs), compare_arms(runs)
-    workspace.write_frame(f"{FOLDER}/summary.parquet", summary.merge(comparison, on="backbone"))
+    joined = summary.merge(comparison, on="backbone")
+    schema = pa.unify_schemas([SUMMARY_SCHEMA, COMPARISON_SCHEMA])
+    workspace.write_frame(f"{FOLDER}/{SUMMARY_FILE}", joined, schema)
     text = format_comparison(summary, comparison)
     check_runs(runs, text)
     return {
@@ -108,9 +118,8 @@ def _split_with_others(candidates: Candidates, job: CompareJob) -> tuple[Splits,
         )
     others = others[known]
     parts = splits.table[splits.table["part"] != "test"]
-    columns = ["image_id", "path", "label"]
-    tests = [others[columns].assign(arm=arm, part="test") for arm in parts["arm"].unique()]
-    table = pd.concat([parts, *tests], ignore_index=True)
+    tests = [others.assign(arm=arm, part="test") for arm in parts["arm"].unique()]
+    table = pd.concat([parts, *tests], ignore_index=True)[SPLITS_SCHEMA.names]
     joined = replace(candidates, frame=pd.concat([frame, others], ignore_index=True))
     return Splits(table, [*notes, *splits.notes], splits.num_unusable + num_unusable), joined
 

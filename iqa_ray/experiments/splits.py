@@ -14,11 +14,16 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from iqa_ray.errors import UsageError
 
 TestOn = Literal["high", "all"]
 
+SPLITS_FILE = "splits.parquet"
+SPLITS_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("arm", "part", "image_id", "path", "label")]
+)
 SMALLEST_CLASS = 10  # different high-quality images; with fewer, a tenth is less than one image
 SMALLEST_PROBLEM = 2  # classes
 SHARES = (0, 10, 20, 30, 40, 50)  # per cent of the images that are removed (Smith et al., Table 3)
@@ -298,8 +303,7 @@ def _assemble(
         for arm, train in arms.items()
         for part, rows in ({"train": train} | shared).items()
     ]
-    columns = ["arm", "part", "image_id", "path", "label"]
-    table = pd.concat(frames, ignore_index=True)[columns]
+    table = pd.concat(frames, ignore_index=True)[SPLITS_SCHEMA.names]
     assert not find_leaks(table, images.set_index("image_id")["content_hash"])
     return table
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -21,6 +22,36 @@ Floats = NDArray[np.float64]
 
 MEASURES = ("accuracy", "auc")
 _TESTS = {"t": "paired t", "wilcoxon": "Wilcoxon"}
+
+SUMMARY_FILE = "summary.parquet"
+# what `summarise_arms` returns
+SUMMARY_SCHEMA = pa.schema(
+    [
+        ("backbone", pa.string()),
+        ("arm", pa.string()),
+        *((f"{name}_{of}", pa.float64()) for name in MEASURES for of in ("mean", "std")),
+        ("num_seeds", pa.int64()),
+        ("num_failed", pa.int64()),
+    ]
+)
+# what `compare_arms` returns
+COMPARISON_SCHEMA = pa.schema(
+    [
+        ("backbone", pa.string()),
+        ("better", pa.string()),
+        ("worse", pa.string()),
+        ("num_pairs", pa.int64()),
+        ("num_seeds_agree", pa.int64()),
+        *(
+            (f"{name}_{of}", pa.float64())
+            for name in MEASURES
+            for of in ("difference", "low", "high", *(f"{test}_p" for test in _TESTS))
+        ),
+        ("verdict", pa.string()),
+        *((f"{name}_{test}_p_holm", pa.float64()) for name in MEASURES for test in _TESTS),
+    ]
+)
+
 _QUALITIES = {"high": "High-quality", "all": "All-quality"}
 _LEVEL = 0.95  # of the intervals
 # differences that agree to this many decimals are equal: 0.82 - 0.80 is not quite 0.84 - 0.82

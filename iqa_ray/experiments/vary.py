@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pyarrow as pa
 from pydantic import Field, field_validator
 
 from iqa_ray.experiments.arms import (
@@ -16,7 +17,12 @@ from iqa_ray.experiments.arms import (
     train_arms,
 )
 from iqa_ray.experiments.splits import REMOVED, SHARES, rank_quality, split_varying
-from iqa_ray.experiments.statistics import format_varying, summarise_arms
+from iqa_ray.experiments.statistics import (
+    SUMMARY_FILE,
+    SUMMARY_SCHEMA,
+    format_varying,
+    summarise_arms,
+)
 from iqa_ray.report.figures import draw_shares
 from iqa_ray.scoring.tables import find_spec
 from iqa_ray.storage.files import write_bytes
@@ -61,7 +67,8 @@ def run_vary(job: VaryJob) -> dict[str, Any]:
     runs = train_arms(workspace, "vary", FOLDER, job, [job.backbone], splits, candidates)
     summary = summarise_arms(runs)
     summary["removed_percent"] = summary["arm"].str.removeprefix(REMOVED).astype(int)
-    workspace.write_frame(f"{FOLDER}/summary.parquet", summary)
+    schema = SUMMARY_SCHEMA.append(pa.field("removed_percent", pa.int64()))
+    workspace.write_frame(f"{FOLDER}/{SUMMARY_FILE}", summary, schema)
     write_bytes(workspace.location / f"{FOLDER}/curve.png", draw_shares(summary))
     text = format_varying(summary)
     check_runs(runs, text)

@@ -13,22 +13,18 @@ import io
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
+from iqa_ray.errors import StatusError
 from iqa_ray.storage.files import one_line
-
-Status = Literal["ok", "unreadable", "too_large", "too_small", "undefined"]
 
 DEFAULT_MAX_PIXELS = 50_000_000
 # Pillow itself refuses to open more than twice its MAX_IMAGE_PIXELS
 LARGEST_MAX_PIXELS = 178_956_970
-
-# the error of a file that is not there, whatever its file system
-MISSING = "No such file or directory"
 
 _PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "JPEG2000")
 _MIN_IS_WHITE = 0  # of TIFF's photometric interpretations
@@ -44,16 +40,16 @@ _TURNS = {
 }
 
 
-class ImageError(ValueError):
-    """An image that cannot be used; `status` is the word for its row."""
-
-    def __init__(self, status: Status, message: str) -> None:
-        super().__init__(message)
-        self.status: Status = status
+class ImageError(StatusError):
+    """An image that cannot be used: `unreadable` or `too_large`."""
 
 
 class UnreadError(ImageError):
     """A file that is absent or refused: its content is not known, and may be fine."""
+
+
+class AbsentError(UnreadError):
+    """A file that is not there."""
 
 
 def hash_content(data: bytes) -> str:

@@ -33,6 +33,7 @@ MANIFEST_EXTENSIONS = (".csv", ".parquet")
 # an object store answers slowly and many at a time
 _REMOTE_STATS = 16
 
+IMAGES_FILE = "images.parquet"  # of a workspace
 IMAGES_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),

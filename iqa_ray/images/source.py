@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from iqa_ray.images.decoding import (
     DEFAULT_MAX_PIXELS,
-    MISSING,
+    AbsentError,
     ImageError,
     UnreadError,
     decode_image,
@@ -61,7 +61,8 @@ class ImageSource:
         """The bytes of an image.
 
         Raises:
-            UnreadError: `unreadable`, with the reason (MISSING if it is not there).
+            AbsentError: it is not there.
+            UnreadError: it is refused, with the reason.
             ImageError: it is empty, or too large for the memory.
             UnansweredError: an object store failed on every try, which says nothing of the image.
         """
@@ -70,7 +71,7 @@ class ImageSource:
         except UnansweredError:
             raise
         except FileNotFoundError:
-            raise UnreadError("unreadable", MISSING) from None
+            raise AbsentError("unreadable", "No such file or directory") from None
         except MemoryError:
             raise ImageError("too_large", "not enough memory to read it") from None
         except (OSError, pa.ArrowException) as error:

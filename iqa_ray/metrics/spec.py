@@ -16,28 +16,19 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
+from iqa_ray.errors import StatusError
 from iqa_ray.metrics.naturalness import brisque, niqe
 from iqa_ray.metrics.planes import Planes
 from iqa_ray.metrics.sharpness import lapm, lapv, wavs
 
-Status = Literal["too_small", "too_large", "undefined"]
 
-
-class MetricError(ValueError):
-    """A metric has no value for an image; `str(error)` is the reason, on one line.
+class MetricError(StatusError):
+    """A metric has no value for an image.
 
     `status` is "too_small" (a side is below the metric's `min_side`), "too_large" (the image does
     not fit into memory) or "undefined" (the definition divides by zero on this image, as on a flat
     one, or the network fails on it).
     """
-
-    def __init__(self, status: Status, reason: str) -> None:
-        super().__init__(reason)
-        self.status: Status = status
-
-    def __reduce__(self) -> tuple[type[MetricError], tuple[Status, str]]:
-        # workers send errors back pickled, and the default would lose the status
-        return type(self), (self.status, str(self))
 
 
 @dataclass(frozen=True)

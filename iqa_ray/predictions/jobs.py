@@ -17,7 +17,7 @@ from iqa_ray.cluster import connection
 from iqa_ray.config import WorkspaceJob, make_job
 from iqa_ray.errors import UsageError
 from iqa_ray.images.decoding import hash_content
-from iqa_ray.images.listing import LabelMode
+from iqa_ray.images.listing import IMAGES_FILE, IMAGES_SCHEMA, LabelMode
 from iqa_ray.images.source import ImageSource
 from iqa_ray.predictions.holdout import find_same_images, find_split
 from iqa_ray.predictions.predictor import model_file, parts_folder, predict_missing
@@ -31,6 +31,7 @@ from iqa_ray.predictions.table import (
 )
 from iqa_ray.progress import LINE_INTERVAL_S, log
 from iqa_ray.storage.files import locate, read_bytes, write_bytes
+from iqa_ray.storage.parquet import record_of
 from iqa_ray.storage.parts import make_fingerprints
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.training.recipe import Recipe
@@ -100,7 +101,7 @@ def run_predict(job: PredictJob) -> dict[str, Any]:
     """
     start_s = time.monotonic()
     workspace = Workspace(job.workspace)
-    images = workspace.read_table("images.parquet", "score IMAGES")
+    images = workspace.read_table(IMAGES_FILE, "score IMAGES", IMAGES_SCHEMA)
     workspace.prepare()
     if job.predictions is not None:
         table, origins, details = import_predictions(workspace, images, job.predictions)
@@ -125,7 +126,7 @@ def run_predict(job: PredictJob) -> dict[str, Any]:
 def _train_and_predict(
     workspace: Workspace, images: pa.Table, job: PredictJob
 ) -> tuple[pa.Table, Origins, dict[str, Any]]:
-    source = ImageSource.from_record(workspace.read_record("images.parquet") or {})
+    source = ImageSource.from_record(record_of(images.schema))
     training, train_source = _choose_training_images(images, job, source)
     chosen, num_held_out = _hold_out(images, source, training, train_source, job)
     classes = _check_classes(training, chosen)

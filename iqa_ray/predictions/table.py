@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from iqa_ray.errors import UsageError
-from iqa_ray.images.listing import read_manifest
+from iqa_ray.images.listing import IMAGES_FILE, read_manifest
 from iqa_ray.progress import log
 from iqa_ray.scoring.tables import scored_metrics, scores_frame
 from iqa_ray.storage.files import Location, locate
@@ -95,7 +95,7 @@ def import_predictions(
     if not given.num_rows:
         raise UsageError(f"{file} has no rows: give a prediction an image")
     frame = given.to_pandas()
-    root = locate((workspace.read_record("images.parquet") or {}).get("root", ""))
+    root = locate((workspace.read_record(IMAGES_FILE) or {}).get("root", ""))
     frame["image_id"] = _match_paths(given.column("path").to_pylist(), images, root, location)
     known = frame.dropna(subset=["image_id"])
     if known.empty:

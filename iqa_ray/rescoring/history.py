@@ -46,7 +46,7 @@ def read_listing(workspace: Workspace) -> pa.Table | None:
     """
     if not workspace.has(LISTING_FILE):
         return None
-    table = workspace.read_table(LISTING_FILE, "rescore IMAGES")
+    table = workspace.read_table(LISTING_FILE, "rescore IMAGES", IMAGES_SCHEMA)
     if "content_hash" not in table.column_names:
         table = add_hashes(table, pa.nulls(table.num_rows, pa.string()))
     return table
@@ -70,7 +70,7 @@ def append_deleted(workspace: Workspace, deleted: pa.Table, when: Any) -> None:
     """
     known: set[tuple[Any, ...]] = set()
     if workspace.has(DELETED_FILE):
-        before = workspace.read_table(DELETED_FILE, "rescore IMAGES")
+        before = workspace.read_table(DELETED_FILE, "rescore IMAGES", DELETED_SCHEMA)
         known = set(_list_files(before))
     is_known = [file in known for file in _list_files(deleted)]
     deleted = deleted.filter(pc.invert(pa.array(is_known, pa.bool_())))
@@ -86,6 +86,10 @@ def _list_files(table: pa.Table) -> Iterator[tuple[Any, ...]]:
 
 def _append(workspace: Workspace, name: str, rows: pa.Table) -> None:
     if workspace.has(name):
-        before = workspace.read_table(name, "rescore IMAGES").cast(rows.schema)
-        rows = pa.concat_tables([before, rows])
+        before = workspace.read_table(name, "rescore IMAGES", rows.schema)
+        # columns that another program has added stay, behind ours
+        added = [field for field in before.schema if field.name not in rows.schema.names]
+        schema = pa.schema([*rows.schema, *added])
+        before = before.select(schema.names).cast(schema)
+        rows = pa.concat_tables([before, rows], promote_options="default")
     workspace.write_table(name, rows)

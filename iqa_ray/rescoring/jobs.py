@@ -20,7 +20,13 @@ from iqa_ray.metrics.spec import get_spec
 from iqa_ray.predictions.table import PREDICTIONS_FILE
 from iqa_ray.progress import log
 from iqa_ray.rescoring.drift import Drift, ShareChange, compare_shares, find_alerts, measure_drift
-from iqa_ray.rescoring.history import LISTING_FILE, add_hashes, append_deleted, append_run
+from iqa_ray.rescoring.history import (
+    LISTING_FILE,
+    RUNS_FILE,
+    add_hashes,
+    append_deleted,
+    append_run,
+)
 from iqa_ray.rescoring.night import CLASSES, Night, begin_night, carry_scores
 from iqa_ray.scoring.jobs import run_score
 from iqa_ray.scoring.settings import ScoreJob
@@ -33,7 +39,6 @@ from iqa_ray.scoring.tables import (
 )
 from iqa_ray.selection.jobs import (
     CUTOFFS_FILE,
-    SELECTION_FILE,
     CutoffsJob,
     OutdatedCutoffError,
     SelectJob,
@@ -42,6 +47,7 @@ from iqa_ray.selection.jobs import (
     run_select,
     write_cutoffs,
 )
+from iqa_ray.selection.table import SELECTION_FILE, SELECTION_SCHEMA
 from iqa_ray.storage.lock import hold_lock
 from iqa_ray.storage.workspace import Workspace, list_parts_folders
 
@@ -197,7 +203,7 @@ def _vote(workspace: Workspace, night: Night, job: RescoreJob) -> dict[str, Any]
         summary = run_select(make_job(SelectJob, chosen))
     except OutdatedCutoffError as error:
         return {**without, "alerts": [*alerts, f"no vote: {error}"]}
-    selection = workspace.read_table(SELECTION_FILE, "select")
+    selection = workspace.read_table(SELECTION_FILE, "select", SELECTION_SCHEMA)
     keep = selection.column("keep").to_numpy()
     tonight = _mark(selection, night)
     change = compare_shares(
@@ -319,7 +325,7 @@ def describe_rescore(summary: dict[str, Any]) -> str:
             lines.append(f"{name:10} {drift['reason']}")
         else:
             lines.append(f"{name:10} {drift['ks']:6.3f} {drift['psi']:7.3f}")
-    lines.append(f"written: {summary['workspace']}/history/runs.parquet")
+    lines.append(f"written: {summary['workspace']}/{RUNS_FILE}")
     return "\n".join(lines)
 
 

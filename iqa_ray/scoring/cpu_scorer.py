@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -13,7 +13,8 @@ import pyarrow as pa
 from pyarrow import compute as pc
 
 from iqa_ray import metrics
-from iqa_ray.images.decoding import MISSING, ImageError, hash_content
+from iqa_ray.errors import Status
+from iqa_ray.images.decoding import AbsentError, ImageError, hash_content
 from iqa_ray.images.source import ImageSource
 from iqa_ray.metrics.planes import Planes
 from iqa_ray.metrics.spec import MetricError
@@ -23,7 +24,7 @@ from iqa_ray.storage.parquet import Fingerprints
 from iqa_ray.storage.parts import mark_missing
 from iqa_ray.storage.workspace import Workspace
 
-Score = tuple[float | None, str, str]  # score, status, error
+Score = tuple[float | None, Status, str]  # score, status, error
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,20 @@ class ShardReport:
     shifts: list[float] = field(default_factory=list)
 
 
+class ScoredShard(NamedTuple):
+    """What the images of a shard got.
+
+    Attributes:
+        tables: by metric, SCORES_SCHEMA, one row an image, in order.
+        is_absent: of each image, whether its file was not there.
+        seconds: that each image took: reading, decoding and all metrics.
+    """
+
+    tables: dict[str, pa.Table]
+    is_absent: list[bool]
+    seconds: list[float]
+
+
 Scorer = Callable[[Shard], ShardReport]
 MakeScorer = Callable[[ScoringRun], Scorer]
 
@@ -105,17 +120,15 @@ def _is_for_memory(error: Exception) -> bool:
 
 def score_shard(
     images: pa.Table, computed: Sequence[metrics.Metric], source: ImageSource
-) -> tuple[dict[str, pa.Table], list[float]]:
-    """Score the rows of `images` (image_id, path), which are images of `source`.
-
-    Returns one SCORES_SCHEMA table a metric, with every row, in order; and the seconds that each
-    image took: reading, decoding and all metrics.
-    """
+) -> ScoredShard:
+    """Score the rows of `images` (image_id, path), which are images of `source`."""
     hashes: list[str | None] = []
     scores: list[list[Score]] = []
+    is_absent: list[bool] = []
     seconds: list[float] = []
     start_s = perf_counter()
     for data in source.read_each(images.column("path").to_pylist()):
+        is_absent.append(isinstance(data, AbsentError))
         if isinstance(data, ImageError):
             hashes.append(None)
             scores.append([(None, data.status, str(data))] * len(computed))
@@ -129,7 +142,7 @@ def score_shard(
         metric.name: make_table(images, hashes, [row[place] for row in scores])
         for place, metric in enumerate(computed)
     }
-    return tables, seconds
+    return ScoredShard(tables, is_absent, seconds)
 
 
 def make_table(images: pa.Table, hashes: Sequence[str | None], scores: Sequence[Score]) -> pa.Table:
@@ -147,14 +160,21 @@ def make_table(images: pa.Table, hashes: Sequence[str | None], scores: Sequence[
 
 
 def write_parts(
-    run: ScoringRun, shard: Shard, computed: Sequence[Any], tables: dict[str, pa.Table]
+    run: ScoringRun,
+    shard: Shard,
+    computed: Sequence[Any],
+    tables: dict[str, pa.Table],
+    is_absent: Sequence[bool],
 ) -> ShardReport:
     """Write a shard's tables; `computed` are metrics, with name and version.
 
-    Returns the numbers of the report.
+    Rows of files that were not there do not count as done. Returns the numbers of the report.
     """
     failed = np.zeros(shard.images.num_rows, bool)
     workspace, settings = Workspace(run.workspace), make_row_settings(run.images.max_pixels)
+    fingerprints = mark_missing(
+        shard.fingerprints, shard.images, np.asarray(is_absent, bool), settings
+    )
     statuses = {}
     for metric in computed:
         table = tables[metric.name]
@@ -163,8 +183,6 @@ def write_parts(
         counts = pc.value_counts(status).to_pylist()
         statuses[metric.name] = {entry["values"]: entry["counts"] for entry in counts}
         parts = workspace.parts(scores_folder(metric.name, metric.version))
-        absent = pc.equal(table.column("error"), MISSING).to_numpy()
-        fingerprints = mark_missing(shard.fingerprints, table, absent, settings)
         parts.write(table, fingerprints, settings)
     return ShardReport(len(failed), int(failed.sum()), statuses)
 
@@ -179,8 +197,9 @@ class ShardScorer:
 
     def __call__(self, shard: Shard) -> ShardReport:
         computed = [metrics.Metric(metrics.get_spec(name)) for name in shard.metrics]
-        tables, seconds = score_shard(shard.images, computed, self._run.images)
-        return replace(write_parts(self._run, shard, computed, tables), image_s=seconds)
+        scored = score_shard(shard.images, computed, self._run.images)
+        report = write_parts(self._run, shard, computed, scored.tables, scored.is_absent)
+        return replace(report, image_s=scored.seconds)
 
 
 def _keep_freed_memory() -> None:

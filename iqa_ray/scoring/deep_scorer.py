@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from iqa_ray.images.decoding import ImageError, hash_content
+from iqa_ray.images.decoding import AbsentError, ImageError, hash_content
 from iqa_ray.images.prefetch import run_ahead
 from iqa_ray.images.source import ImageSource
 from iqa_ray.metrics.deep import DeepMetric, Device, Image, Precision
@@ -75,7 +75,7 @@ class DeepShardScorer:
         self._sample_left -= len(shard_run.shifts)
         tables = {self._metric.name: make_table(shard.images, shard_run.hashes, shard_run.scores)}
         return replace(
-            write_parts(self._run, shard, [self._metric], tables),
+            write_parts(self._run, shard, [self._metric], tables, shard_run.is_absent),
             image_s=shard_run.seconds,
             compute_s=shard_run.compute_s,
             wait_s=shard_run.wait_s,
@@ -103,6 +103,7 @@ class _ShardRun:
         self._metric, self._sample_left = metric, sample_size
         self.hashes: list[str | None] = [None] * images.num_rows
         self.scores: list[Score] = [(None, "undefined", "")] * images.num_rows
+        self.is_absent = [False] * images.num_rows
         self.shifts: list[float] = []
         self.compute_s = self.wait_s = 0.0
         self.seconds = [0.0] * images.num_rows
@@ -119,6 +120,7 @@ class _ShardRun:
                 self._add(row, image)
             else:
                 self.scores[row] = (None, image.status, str(image))
+                self.is_absent[row] = isinstance(image, AbsentError)
         for size in list(self._waiting):
             self._flush(size)
 

@@ -15,7 +15,7 @@ import pandas as pd
 from iqa_ray.cluster import connection
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.images.listing import Listing
+from iqa_ray.images.listing import IMAGES_FILE, Listing
 from iqa_ray.images.source import ImageSource
 from iqa_ray.metrics.spec import DEFAULT_METRICS
 from iqa_ray.progress import log
@@ -104,7 +104,7 @@ def _record_images(
         "max_pixels": job.max_pixels,
     }
     _check_same_data(workspace, record)
-    workspace.write_table("images.parquet", listing.table, record)
+    workspace.write_table(IMAGES_FILE, listing.table, record)
     deep = [spec for group in groups if group.weights for spec in group.specs]
     if deep:
         record_specs(workspace, deep)
@@ -116,7 +116,7 @@ def _check_same_data(workspace: Workspace, record: dict[str, Any]) -> None:
     Raises:
         UsageError: names the setting and says what to do.
     """
-    before = workspace.read_record("images.parquet")
+    before = workspace.read_record(IMAGES_FILE)
     for name, value in record.items():
         if before is not None and before.get(name, value) != value:
             raise UsageError(
@@ -190,7 +190,7 @@ def describe_scores(summary: dict[str, Any]) -> str:
                 f"{shift['mean']:.2g} in the mean and {shift['max']:.2g} at most"
             )
     lines += [f"  {line}" for line in describe_failures(summary["failures"])]
-    lines.append(f"written: {summary['workspace']}/images.parquet and scores/")
+    lines.append(f"written: {summary['workspace']}/{IMAGES_FILE} and scores/")
     return "\n".join(lines)
 
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute as pc
 
-from iqa_ray.errors import UsageError
-from iqa_ray.images.listing import IMAGES_SCHEMA
+from iqa_ray.errors import Status, UsageError
+from iqa_ray.images.listing import IMAGES_FILE, IMAGES_SCHEMA
 from iqa_ray.images.source import ImageSource
 from iqa_ray.metrics.spec import SPECS, MetricSpec, get_spec
 from iqa_ray.storage.files import list_files
@@ -37,8 +37,7 @@ SCORES_SCHEMA = pa.schema(
     ]
 )
 
-# the status of a listed image that has no valid row
-UNSCORED = "unscored"
+UNSCORED: Status = "unscored"
 
 # the entries of pyiqa's metrics, as they were when the workspace was last scored with them
 SPECS_FILE = "metrics.json"
@@ -144,7 +143,7 @@ class ListedScores:
 
     def __init__(self, workspace: Workspace, images: pa.Table | None = None) -> None:
         self._workspace = workspace
-        listed = workspace.read_table("images.parquet", "score IMAGES", IMAGES_SCHEMA)
+        listed = workspace.read_table(IMAGES_FILE, "score IMAGES", IMAGES_SCHEMA)
         self.record = record_of(listed.schema)
         self.images = listed if images is None else images
         self.row_settings = make_row_settings(ImageSource.from_record(self.record).max_pixels)

@@ -23,15 +23,14 @@ from iqa_ray.selection.cutoffs import (
     fit_cutoff,
     name_direction,
 )
-from iqa_ray.selection.subsets import link_kept, list_kept
+from iqa_ray.selection.subsets import KEPT_FILE, link_kept, list_kept
+from iqa_ray.selection.table import SELECTION_FILE, read_selection, write_selection
 from iqa_ray.selection.votes import Rule, cast_votes, votes_to_reject
 from iqa_ray.storage.files import locate
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.study.verdicts import VERDICTS_FILE
 
 CUTOFFS_FILE = "cutoffs.json"
-SELECTION_FILE = "selection.parquet"
-KEPT_FILE = "kept.csv"
 
 
 class OutdatedCutoffError(UsageError):
@@ -176,7 +175,7 @@ def select(workspace: str, **settings: Any) -> pd.DataFrame:
     """
     job = make_job(SelectJob, {"workspace": str(workspace), **settings})
     run_select(job)
-    return Workspace(job.workspace).read_table(SELECTION_FILE, "select").to_pandas()
+    return read_selection(Workspace(job.workspace))[0]
 
 
 def write_cutoffs(workspace: Workspace, cutoffs: Mapping[str, Cutoff]) -> dict[str, Any]:
@@ -305,7 +304,8 @@ def run_select(job: SelectJob) -> dict[str, Any]:
         frame[f"{name}_error"] = rows.column("error").to_pandas()
     selection = cast_votes(frame, cutoffs, job.rule)
     workspace.prepare()
-    workspace.write_frame(SELECTION_FILE, selection)
+    values = {name: cutoff.value for name, cutoff in cutoffs.items()}
+    write_selection(workspace, selection, job.rule, values)
     workspace.write_text(KEPT_FILE, list_kept(selection))
     workspace.record_config("select", job)
     num_kept = int(selection["keep"].sum())
@@ -323,7 +323,7 @@ def run_select(job: SelectJob) -> dict[str, Any]:
         "num_linked": num_linked,
         "metrics": list(cutoffs),
         "rule": job.rule,
-        "cutoffs": {name: cutoff.value for name, cutoff in cutoffs.items()},
+        "cutoffs": values,
         "workspace": str(workspace),
     }
 

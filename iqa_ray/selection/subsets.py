@@ -19,6 +19,7 @@ from iqa_ray.progress import log
 from iqa_ray.storage.files import Location, locate, one_line, read_bytes, write_bytes
 from iqa_ray.storage.object_stores import UnansweredError
 
+KEPT_FILE = "kept.csv"
 UNLABELLED = "unlabelled"
 # a spreadsheet runs a cell that begins so, unless it is a number
 _RISKY = re.compile(r"(?![+-](\d+\.?\d*|\.\d+)(e[+-]?\d+)?\Z)[=+\-@\t\r\n]", re.IGNORECASE)
@@ -57,7 +58,7 @@ def link_kept(
     if not location.is_local:
         raise UsageError(
             f"--link makes a local folder, not one in {location.prefix}: give such a folder; "
-            "kept.csv in the workspace lists the same images"
+            f"{KEPT_FILE} in the workspace lists the same images"
         )
     target = Path(location.path)
     sources = _name_files(selection)

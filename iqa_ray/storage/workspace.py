@@ -85,12 +85,22 @@ class Workspace:
             raise UsageError(f"cannot read {file}: {one_line(error)}") from None
         with refuse_damaged(file):
             table = parse_parquet(data)
-        for column in schema.names if schema else ():
+        if schema is not None:
+            self.check_columns(name, table, made_by, schema)
+        return table
+
+    def check_columns(self, name: str, table: pa.Table, made_by: str, schema: pa.Schema) -> None:
+        """Make sure that `table`, read from `name`, has the columns of `schema` at least.
+
+        Raises:
+            UsageError: it lacks one; says that `iqa-ray <made_by>` makes it.
+        """
+        for column in schema.names:
             if column not in table.column_names:
                 raise UsageError(
-                    f"{file} has no column {column!r}: run `iqa-ray {made_by} … --workspace {self}`"
+                    f"{self.location / name} has no column {column!r}: remove it and run `iqa-ray "
+                    f"{made_by} … --workspace {self}`"
                 )
-        return table
 
     def write_table(
         self, name: str, table: pa.Table, record: Mapping[str, Any] | None = None
@@ -99,10 +109,15 @@ class Workspace:
         write_bytes(self.location / name, to_parquet(table, record))
 
     def write_frame(
-        self, name: str, frame: pd.DataFrame, record: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        frame: pd.DataFrame,
+        schema: pa.Schema,
+        record: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write `frame`, less its index, as `write_table` does."""
-        self.write_table(name, pa.Table.from_pandas(frame, preserve_index=False), record)
+        """Write `frame`, less its index, as `write_table` does; its columns are `schema`'s."""
+        assert list(frame.columns) == schema.names, f"{list(frame.columns)} in {name}"
+        self.write_table(name, pa.Table.from_pandas(frame, schema, preserve_index=False), record)
 
     def read_record(self, name: str) -> dict[str, Any] | None:
         """The record in the metadata of table `name`; None if there is no such table.

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pydantic import Field, model_validator
 
 from iqa_ray.cluster import connection
@@ -19,7 +20,7 @@ from iqa_ray.cluster.pools import Pool, run_shards
 from iqa_ray.config import make_job, positional
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.images.decoding import ImageError
-from iqa_ray.images.listing import relative_name
+from iqa_ray.images.listing import IMAGES_FILE, IMAGES_SCHEMA, relative_name
 from iqa_ray.images.source import ImageSource
 from iqa_ray.progress import Progress, log
 from iqa_ray.report.figures import draw_series
@@ -36,6 +37,18 @@ from iqa_ray.study.series import (
     load_sample,
     read_series,
 )
+from iqa_ray.study.tables import (
+    AGREEMENT_FILE,
+    MANIFEST_FILE,
+    MANIFEST_SCHEMA,
+    SCORES_FILE,
+    SERIES_FILE,
+    SERIES_SCHEMA,
+    TABLE_FILE,
+    TABLE_SCHEMA,
+    agreement_schema,
+    scores_schema,
+)
 from iqa_ray.study.verdicts import (
     ROBUST,
     SENSITIVE,
@@ -49,13 +62,8 @@ from iqa_ray.study.verdicts import (
     summarise,
 )
 
-TABLE_FILE = f"{STUDY_FOLDER}/table.parquet"
-SCORES_FILE = f"{STUDY_FOLDER}/series_scores.parquet"
-AGREEMENT_FILE = f"{STUDY_FOLDER}/agreement.parquet"
 FIGURE_FILE = f"{STUDY_FOLDER}/series.png"
 _SERIES_FOLDER = f"{STUDY_FOLDER}/series"
-_SERIES_FILE = f"{STUDY_FOLDER}/series.parquet"
-_MANIFEST_FILE = f"{STUDY_FOLDER}/manifest.parquet"
 _SMALLEST_SIDE = 20  # so that each of ten crops takes at least a row and a column away
 
 
@@ -221,16 +229,16 @@ def _make_and_score(workspace: Workspace, job: StudyJob) -> pd.DataFrame:
     with connection.connect(job.address):
         log(f"making series of {len(plan.samples)} samples")
         made = _make_series(workspace, plan, job)
-        workspace.write_frame(_SERIES_FILE, made, {"key": plan.key})
+        workspace.write_frame(SERIES_FILE, made, SERIES_SCHEMA, {"key": plan.key})
         return _score_series(workspace, _open_paths(workspace, made), job)
 
 
 def _find_made_series(workspace: Workspace, key: str) -> pd.DataFrame | None:
     """The series that an earlier run made by the same plan, if all of their images are there."""
-    if (workspace.read_record(_SERIES_FILE) or {}).get("key") != key:
+    if (workspace.read_record(SERIES_FILE) or {}).get("key") != key:
         return None
-    made = workspace.read_table(_SERIES_FILE, "study IMAGES").to_pandas()
-    made = _open_paths(workspace, made)
+    table = workspace.read_table(SERIES_FILE, "study IMAGES", SERIES_SCHEMA)
+    made = _open_paths(workspace, table.select(SERIES_SCHEMA.names).to_pandas())
     folder = workspace.location / f"{_SERIES_FOLDER}/{key}"
     there = {file.prefix + file.path for file in list_files(folder, ".png")}
     num_lost = len(set(made["path"]) - there)
@@ -280,17 +288,22 @@ def _nested(workspace: Workspace) -> Workspace:
 def _score_series(workspace: Workspace, series: pd.DataFrame, job: StudyJob) -> pd.DataFrame:
     """Score the images as `score` does; one row a metric and image of a series."""
     paths = series[["path"]].drop_duplicates()  # a sample may begin several of its series
-    workspace.write_frame(_MANIFEST_FILE, paths)
+    workspace.write_frame(MANIFEST_FILE, paths, MANIFEST_SCHEMA)
     scored_in = _nested(workspace)
     settings = {name: getattr(job, name) for name in ScoringJob.model_fields}
-    settings |= {"images": str(workspace.location / _MANIFEST_FILE), "workspace": str(scored_in)}
+    settings |= {"images": str(workspace.location / MANIFEST_FILE), "workspace": str(scored_in)}
     # `score` refuses a workspace that was moved or had other limits, though its rows say what for
-    delete_file(scored_in.location / "images.parquet")
+    delete_file(scored_in.location / IMAGES_FILE)
     summary = run_score(make_job(ScoreJob, {**settings, "labels": "none"}))
     for line in describe_failures(summary["failures"]):
         log(line)
-    listed = scored_in.read_table("images.parquet", "study").select(["image_id", "path"])
-    series = series.merge(listed.to_pandas(), on="path", how="left", validate="many_to_one")
+    listed = scored_in.read_table(IMAGES_FILE, "study", IMAGES_SCHEMA)
+    series = series.merge(
+        listed.select(["image_id", "path"]).to_pandas(),
+        on="path",
+        how="left",
+        validate="many_to_one",
+    )
     columns = ["image_id", "score", "status", "error"]
     frames = []
     for name in job.metrics:
@@ -304,9 +317,11 @@ def _score_series(workspace: Workspace, series: pd.DataFrame, job: StudyJob) -> 
 def _write_tables(
     workspace: Workspace, series: pd.DataFrame, table: pd.DataFrame, agreement: pd.DataFrame
 ) -> None:
-    files = {TABLE_FILE: table, SCORES_FILE: series, AGREEMENT_FILE: agreement.reset_index()}
-    for name, frame in files.items():
-        workspace.write_frame(name, frame)
+    index = pa.from_numpy_dtype(series["index"].dtype)
+    workspace.write_frame(TABLE_FILE, table, TABLE_SCHEMA)
+    workspace.write_frame(SCORES_FILE, series, scores_schema(index))
+    metrics = list(agreement.columns)
+    workspace.write_frame(AGREEMENT_FILE, agreement.reset_index(), agreement_schema(metrics))
     write_bytes(workspace.location / FIGURE_FILE, draw_series(series))
 
 

@@ -19,6 +19,7 @@ from iqa_ray.errors import UsageError
 from iqa_ray.images.listing import read_manifest, resolve_path
 from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import Location, locate, write_bytes
+from iqa_ray.study.tables import SERIES_SCHEMA
 from iqa_ray.study.verdicts import SMALLEST_SERIES, SMALLEST_STUDY
 
 Pixels = NDArray[np.uint8]
@@ -26,7 +27,7 @@ Step = Callable[[Pixels, int, np.random.Generator], Pixels]
 
 # A change of the images that are made: raise this so that old ones are not taken for new.
 SERIES_VERSION = 1
-COLUMNS = ("path", "sample", "index", "configuration")
+COLUMNS = tuple(SERIES_SCHEMA.names)
 _DEFOCUS_STEP = 0.5  # pixels of the disc's radius
 _PNG_LEVEL = 1  # a series is read once or twice
 

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet as pq
 from trainings import without_times
 
 import iqa_ray
@@ -87,7 +89,11 @@ def read_runs(ws, experiment="quality"):
 def test_compare(ws, monkeypatch, tmp_path):
     summary = compare(ws, log_dir=str(tmp_path / "log"))
     runs = pd.read_parquet(f"{ws}/comparisons/quality/runs.parquet")
-    assert list(runs.columns) == list(arms.RUN_COLUMNS)
+    assert (
+        pq.read_schema(f"{ws}/comparisons/quality/runs.parquet")
+        .remove_metadata()
+        .equals(arms.RUNS_SCHEMA)
+    )
     assert list(zip(runs["arm"], runs["seed"], strict=True)) == [
         (arm, seed) for arm in ("high", "all") for seed in range(5)
     ]
@@ -298,7 +304,8 @@ def test_what_no_run_could_use_is_exit_2_before_any_begins(
 def edit_table(ws, name, change):
     workspace = Workspace(ws)
     frame = workspace.read_table(name, "").to_pandas()
-    workspace.write_frame(name, change(frame), workspace.read_record(name))
+    table = pa.Table.from_pandas(change(frame), preserve_index=False)
+    workspace.write_table(name, table, workspace.read_record(name))
 
 
 @pytest.mark.parametrize(

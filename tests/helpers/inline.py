@@ -15,7 +15,7 @@ import pyarrow as pa
 from iqa_ray import metrics
 from iqa_ray.cluster import connection
 from iqa_ray.cluster.pools import Pool
-from iqa_ray.images.decoding import ImageError, hash_content
+from iqa_ray.images.decoding import AbsentError, ImageError, hash_content
 from iqa_ray.metrics.deep import make_version
 from iqa_ray.predictions import predictor
 from iqa_ray.scoring import planning, spreading
@@ -55,7 +55,9 @@ class DeepStandIn:
     def __call__(self, shard: Shard) -> ShardReport:
         hashes: list[str | None] = []
         scores: list[Score] = []
+        is_absent: list[bool] = []
         for data in self._run.images.read_each(shard.images.column("path").to_pylist()):
+            is_absent.append(isinstance(data, AbsentError))
             if isinstance(data, ImageError):
                 hashes.append(None)
                 scores.append((None, data.status, str(data)))
@@ -64,7 +66,7 @@ class DeepStandIn:
                 value = score_deeply(hashes[-1], self._plan.precision, self._plan.max_side)
                 scores.append((value, "ok", ""))
         tables = {self.name: make_table(shard.images, hashes, scores)}
-        return write_parts(self._run, shard, [self], tables)
+        return write_parts(self._run, shard, [self], tables, is_absent)
 
 
 def describe_weights(names: list[str], _folder: str | None) -> dict[str, Weights]:

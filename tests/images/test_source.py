@@ -13,7 +13,13 @@ import pytest
 from PIL import Image
 
 from iqa_ray.images import source as image_source
-from iqa_ray.images.decoding import DEFAULT_MAX_PIXELS, ImageError, UnreadError, hash_content
+from iqa_ray.images.decoding import (
+    DEFAULT_MAX_PIXELS,
+    AbsentError,
+    ImageError,
+    UnreadError,
+    hash_content,
+)
 from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import locate
 from iqa_ray.storage.object_stores import UnansweredError
@@ -84,10 +90,11 @@ def test_reading_says_why_it_fails(tmp_path):
     with pytest.raises(ImageError, match="^the file is empty$") as empty:
         source.read(str(tmp_path / "empty.jpg"))
     assert not isinstance(empty.value, UnreadError)  # what is in it is known
-    with pytest.raises(UnreadError, match=f"^{os.strerror(errno.ENOENT)}$"):
+    with pytest.raises(AbsentError, match=f"^{os.strerror(errno.ENOENT)}$"):
         source.read(str(tmp_path / "gone.jpg"))
-    with pytest.raises(UnreadError, match="^Is a directory$"):
+    with pytest.raises(UnreadError, match="^Is a directory$") as refused:
         source.read(str(tmp_path))
+    assert not isinstance(refused.value, AbsentError)
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,8 @@ def check_scores(photos: Path, ws: Path) -> None:
     """Every listed image has the scores that it gets in this process."""
     listing = list_images(str(photos))
     computed = [Metric(get_spec(name)) for name in METRICS]
-    tables, _ = cpu_scorer.score_shard(listing.table, computed, ImageSource(listing.root, 10**8))
+    source = ImageSource(listing.root, 10**8)
+    tables = cpu_scorer.score_shard(listing.table, computed, source).tables
     found = scores_frame(Workspace(str(ws)), METRICS).set_index("image_id").sort_index()
     for name in METRICS:
         expected = tables[name].to_pandas().set_index("image_id").sort_index()["score"]

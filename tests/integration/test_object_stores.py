@@ -672,7 +672,7 @@ def test_a_night_in_the_store(server, photos, undisturbed, capsys):
     assert not server.keys("night/ws/rescore.lock/")
     table = list_images(images).table
     computed = [metrics.create(name) for name in METRICS]
-    fresh, _ = score_shard(table, computed, ImageSource(locate(images), 10**8))
+    fresh = score_shard(table, computed, ImageSource(locate(images), 10**8)).tables
     for name in METRICS:
         found = read_scores(Workspace(workspace), name).sort_by("path")
         listed = found.filter(pc.is_in(found["image_id"], table["image_id"].combine_chunks()))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -75,12 +74,6 @@ def test_smallest_image_scores_and_a_smaller_does_not(name: str) -> None:
         with pytest.raises(MetricError) as caught:
             metrics.create(name)(smaller)
         assert caught.value.status == "too_small"
-
-
-def test_metric_error_survives_pickling() -> None:
-    error = pickle.loads(pickle.dumps(MetricError("undefined", "no value")))
-    assert (error.status, str(error)) == ("undefined", "no value")
-    assert isinstance(error, ValueError)
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,14 @@ def test_paths_in_an_object_store(ws, tmp_path):
     assert predict(ws, predictions=str(tmp_path / "mine.csv"))["num_predicted"] == 2
 
 
+def test_images_without_a_column_are_refused_before_anything_is_predicted(ws, tmp_path):
+    images = pa.table({"image_id": ["0"], "label": ["a"]})
+    Workspace(ws).write_table("images.parquet", images)
+    (tmp_path / "mine.csv").write_text("path,predicted\na/0.jpg,a\n")
+    with pytest.raises(UsageError, match=r"images\.parquet has no column 'path': remove it and"):
+        predict(ws, predictions=str(tmp_path / "mine.csv"))
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 @pytest.mark.parametrize("cell", [None, ""])
 def test_an_empty_path_is_refused_with_its_row(image_folder, ws, tmp_path, kind, cell):
@@ -353,7 +361,7 @@ def test_predictions_are_read_with_their_hashes_row_for_row(ws):
     workspace.write_table("predictions.parquet", table)  # as older versions did
     assert read_predictions(workspace)[1] is None
     workspace.write_table("predictions.parquet", table.drop_columns("correct"))
-    with pytest.raises(UsageError, match="has no column 'correct': run `iqa-ray predict"):
+    with pytest.raises(UsageError, match="has no column 'correct': remove it and run "):
         read_predictions(workspace)
 
 

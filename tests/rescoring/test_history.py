@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 import pyarrow as pa
 import pytest
 
+from iqa_ray.errors import UsageError
 from iqa_ray.images.listing import IMAGES_SCHEMA
 from iqa_ray.rescoring.history import (
     DELETED_FILE,
@@ -56,6 +57,35 @@ def test_every_night_adds_a_row(workspace):
     assert (first["started"], first["status"], first["num_new"]) == (FIRST, "ok", 3)
     assert first["alerts"] == ["much"]
     assert (second["started"], second["status"], second["num_new"]) == (SECOND, "alert", None)
+
+
+def test_a_column_of_another_program_stays_in_the_history(workspace):
+    append_run(workspace, {"started": FIRST, "status": "ok"})
+    before = workspace.read_table(RUNS_FILE, "rescore")
+    place = RUNS_SCHEMA.get_field_index("status")
+    edited = before.add_column(0, "note", pa.array(["mine"])).set_column(
+        place + 1, "status", before.column("status").cast(pa.large_string())
+    )
+    workspace.write_table(RUNS_FILE, edited)
+    append_run(workspace, {"started": SECOND, "status": "alert"})
+    table = workspace.read_table(RUNS_FILE, "rescore")
+    assert table.schema.equals(RUNS_SCHEMA.append(pa.field("note", pa.string())))
+    assert table.column("note").to_pylist() == ["mine", None]
+    assert table.column("status").to_pylist() == ["ok", "alert"]
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "use"),
+    [
+        (RUNS_FILE, "started", lambda workspace: append_run(workspace, {"started": FIRST})),
+        (DELETED_FILE, "image_id", lambda workspace: append_deleted(workspace, images(a=1), FIRST)),
+        (LISTING_FILE, "image_id", read_listing),
+    ],
+)
+def test_other_tables_under_the_names_of_the_history_are_refused(workspace, name, column, use):
+    workspace.write_table(name, pa.table({"n": [1]}))
+    with pytest.raises(UsageError, match=f"{name} has no column '{column}': remove it and run "):
+        use(workspace)
 
 
 def test_a_deleted_file_is_noted_once(workspace):

@@ -71,7 +71,7 @@ def test_inline_and_ray_agree_to_the_last_bit(image_folder, ws):
     run(root, ws, names, shard_size=3)
     listing = list_images(str(root))
     computed = [metrics.create(name) for name in names]
-    inline, _ = score_shard(listing.table, computed, ImageSource(listing.root, 10**6))
+    inline = score_shard(listing.table, computed, ImageSource(listing.root, 10**6)).tables
     for name in names:
         there = read_scores(Workspace(ws), name).to_pandas().set_index("image_id")
         here = inline[name].to_pandas().set_index("image_id").loc[there.index]
@@ -225,7 +225,7 @@ def test_a_refused_file_is_a_row(image_folder, monkeypatch):
     monkeypatch.setattr(source, "read_bytes", refuse)
     source = ImageSource(locate(image_folder(2)))
     table = source.list().table
-    scored = score_shard(table, [metrics.create("lapm")], source)[0]["lapm"]
+    scored = score_shard(table, [metrics.create("lapm")], source).tables["lapm"]
     assert scored["status"].to_pylist() == ["unreadable"] * 2
     assert scored["error"].to_pylist() == ["Permission denied"] * 2
     assert scored["content_hash"].null_count == 2
@@ -316,7 +316,7 @@ def test_a_metric_that_breaks_costs_one_row(monkeypatch, image_folder):
         return measure(planes)
 
     monkeypatch.setattr(computed[0], "measure", break_once)
-    tables, _ = score_shard(listing.table, computed, ImageSource(listing.root, 10**6))
+    tables = score_shard(listing.table, computed, ImageSource(listing.root, 10**6)).tables
     assert tables["lapm"]["status"].to_pylist() == ["ok", "undefined", "ok"]
     assert tables["lapm"]["error"][1].as_py() == "RuntimeError: no idea"
     assert tables["wavs"]["status"].to_pylist() == ["ok"] * 3

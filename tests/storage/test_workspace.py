@@ -587,15 +587,29 @@ def test_records_of_runs_are_named_by_utc_and_read_the_last_one_first(workspace,
 
 def test_frames_are_written_without_their_index(workspace):
     frame = pd.DataFrame({"n": [1, 2]}, index=[7, 8])
-    workspace.write_frame("x.parquet", frame, {"voters": ["lapm"]})
+    schema = pa.schema([("n", pa.int64())])
+    workspace.write_frame("x.parquet", frame, schema, {"voters": ["lapm"]})
     assert workspace.read_table("x.parquet", "select").to_pydict() == {"n": [1, 2]}
     assert workspace.read_record("x.parquet") == {"voters": ["lapm"]}
+
+
+def test_the_columns_of_a_frame_have_the_types_of_the_schema_whatever_is_in_them(workspace):
+    schema = pa.schema([("label", pa.string()), ("epoch", pa.int64())])
+    frame = pd.DataFrame({"label": [None, None], "epoch": [1, np.nan]})
+    workspace.write_frame("x.parquet", frame, schema)
+    table = workspace.read_table("x.parquet", "select")
+    assert table.schema.remove_metadata().equals(schema)
+    assert table.to_pydict() == {"label": [None, None], "epoch": [1, None]}
+    for other in (frame[["epoch", "label"]], frame[["label"]], frame.assign(more=1)):
+        with pytest.raises(AssertionError, match=r"in x\.parquet"):
+            workspace.write_frame("x.parquet", other, schema)
 
 
 def test_a_table_without_a_column_that_it_should_have_is_refused(workspace):
     workspace.write_table("x.parquet", pa.table({"n": [1]}))
     schema = pa.schema([("n", pa.int64()), ("m", pa.int64())])
-    with pytest.raises(UsageError, match=r"x\.parquet has no column 'm': run `iqa-ray vary "):
+    problem = r"x\.parquet has no column 'm': remove it and run `iqa-ray vary … --workspace "
+    with pytest.raises(UsageError, match=problem):
         workspace.read_table("x.parquet", "vary", schema)
     assert workspace.read_table("x.parquet", "vary", schema.remove(1)).num_rows == 1
 

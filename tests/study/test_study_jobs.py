@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from pictures import make_texture
 from PIL import Image
+from pyarrow import parquet as pq
 
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
@@ -20,6 +22,13 @@ from iqa_ray.selection.jobs import SelectJob, run_select
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.study import jobs as study_jobs
 from iqa_ray.study.jobs import StudyJob, describe_study, run_study
+from iqa_ray.study.tables import (
+    MANIFEST_SCHEMA,
+    SERIES_SCHEMA,
+    TABLE_SCHEMA,
+    agreement_schema,
+    scores_schema,
+)
 from iqa_ray.synthetic.dotcodes import make_dataset
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -71,6 +80,13 @@ def defocus(tmp_path) -> Path:
 def check_tables(ws, summary, metrics, configurations):
     table = pd.read_parquet(f"{ws}/study/table.parquet")
     assert set(table.columns) >= COLUMNS
+    for name, schema in (
+        ("table", TABLE_SCHEMA),
+        ("series_scores", scores_schema(pa.int64())),
+        ("agreement", agreement_schema(metrics)),
+        ("manifest", MANIFEST_SCHEMA),
+    ):
+        assert pq.read_schema(f"{ws}/study/{name}.parquet").remove_metadata().equals(schema)
     assert len(table) == len(metrics) * len(configurations)
     assert table["srcc"].dropna().between(0, 1).all()
     inside = table.dropna(subset=["srcc"])
@@ -108,6 +124,7 @@ def test_the_study_of_synthetic_codes(codes, ws):
     sizes = {Image.open(path).size for path in series[series.configuration == "rotating"].path}
     assert len(sizes) == 1
 
+    assert pq.read_schema(f"{ws}/study/series.parquet").remove_metadata().equals(SERIES_SCHEMA)
     before = {p: p.stat().st_mtime_ns for p in Path(ws).glob("study/series/**/*.png")}
     again = run(ws, codes, metrics=metrics, num_samples=4)
     assert {p: p.stat().st_mtime_ns for p in Path(ws).glob("study/series/**/*.png")} == before
@@ -157,6 +174,14 @@ def test_a_users_own_series(defocus, ws):
     # turned by right angles, lapm and lapv are the same to the last digits
     assert summary["metrics"]["lapv"]["verdict"] == "undefined"
     assert "undefined for 3 samples" in summary["metrics"]["lapv"]["reason"]
+
+
+def test_an_index_may_have_fractions(defocus, ws):
+    frame = pd.read_csv(defocus)
+    frame.assign(index=frame["index"] / 4).to_csv(defocus, index=False)
+    run(ws, series=str(defocus), metrics=("lapm",))
+    scores = pd.read_parquet(f"{ws}/study/series_scores.parquet")
+    assert sorted(scores["index"]) == sorted(frame["index"] / 4)
 
 
 def test_a_metric_that_fails_on_part_of_a_series(defocus, ws):
