@@ -19,13 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
+from iqa_ray.images.settings import DEFAULT_MAX_PIXELS
 from iqa_ray.storage.files import one_line
 
 Status = Literal["ok", "unreadable", "too_large", "too_small", "undefined"]
-
-DEFAULT_MAX_PIXELS = 50_000_000
-# Pillow itself refuses to open more than twice its MAX_IMAGE_PIXELS
-LARGEST_MAX_PIXELS = 178_956_970
 
 # the error of a file that is not there, whatever its file system
 MISSING = "No such file or directory"

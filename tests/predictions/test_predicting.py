@@ -11,7 +11,8 @@ from pyarrow import parquet as pq
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.predictions.holdout import draw_share
-from iqa_ray.predictions.jobs import PredictJob, run_predict
+from iqa_ray.predictions.jobs import run_predict
+from iqa_ray.predictions.settings import PredictJob
 from iqa_ray.scoring.jobs import run_score
 from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.selection.jobs import describe_cutoffs, describe_selection, run_cutoffs, run_select

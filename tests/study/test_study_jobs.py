@@ -20,7 +20,8 @@ from iqa_ray.selection.jobs import run_select
 from iqa_ray.selection.settings import SelectJob
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.study import jobs as study_jobs
-from iqa_ray.study.jobs import StudyJob, describe_study, run_study
+from iqa_ray.study.jobs import describe_study, run_study
+from iqa_ray.study.settings import StudyJob
 from iqa_ray.synthetic.dotcodes import make_dataset
 
 pytestmark = pytest.mark.usefixtures("ray_session")
