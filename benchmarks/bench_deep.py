@@ -31,8 +31,8 @@ from benchmarks.random_weights import make_random_weights
 from benchmarks.report import make_parser, print_result, summarise
 from iqa_ray.images.listing import list_images
 from iqa_ray.images.source import ImageSource
-from iqa_ray.metrics.deep import DeepMetric, Device
-from iqa_ray.metrics.spec import get_spec
+from iqa_ray.metrics.deep import DeepMetric
+from iqa_ray.metrics.spec import Device, get_spec
 from iqa_ray.scoring.cpu_scorer import ScoringRun, Shard
 from iqa_ray.scoring.deep_scorer import DeepPlan, DeepShardScorer
 from iqa_ray.storage.files import locate

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import iqa_ray
-from iqa_ray.config import build_parser, parse_job, refuse_credentials
+from iqa_ray.config import Job, build_parser, parse_job, refuse_credentials
 from iqa_ray.errors import IncompleteError, UsageError
 
 DONE, INCOMPLETE, UNUSABLE, ALERT = 0, 1, 2, 3
@@ -21,28 +21,41 @@ DONE, INCOMPLETE, UNUSABLE, ALERT = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class Command:
-    """A job: where its settings, its function and its description for people are found."""
+    """A job: where its settings, its function and its description for people are found.
 
-    module: str
+    Settings have modules of their own, which import no library that takes long: `--help` shows
+    them before the job's module, and Ray with it, is imported.
+    """
+
+    settings: str
     job: str
+    module: str
     run: str
     describe: str
     summary: str
     examples: str
 
+    def load_job(self) -> type[Job]:
+        """The class of its settings."""
+        job: type[Job] = getattr(import_module(self.settings), self.job)
+        return job
+
     def load(self, attribute: str) -> Any:
+        """A function of the job's module."""
         return getattr(import_module(self.module), attribute)
 
 
 COMMANDS = {
     "make-data": Command(
-        "iqa_ray.synthetic.jobs", "MakeDataJob", "run_make_data", "describe_data",
+        "iqa_ray.synthetic.settings", "MakeDataJob",
+        "iqa_ray.synthetic.jobs", "run_make_data", "describe_data",
         "make synthetic photographs of dot-matrix codes, with a known defocus each",
         "iqa-ray make-data codes\n"
         "iqa-ray make-data codes --num-images 2000 --image-size 320 --seed 7",
     ),
     "score": Command(
-        "iqa_ray.scoring.jobs", "ScoreJob", "run_score", "describe_scores",
+        "iqa_ray.scoring.settings", "ScoreJob",
+        "iqa_ray.scoring.jobs", "run_score", "describe_scores",
         "score every image with no-reference quality metrics",
         "iqa-ray score photos --workspace ws\n"
         "iqa-ray score photos.csv --workspace ws --metrics lapm,wavs,brisque\n"
@@ -52,7 +65,8 @@ COMMANDS = {
         "--metrics lapm,musiq --resources ray.io/accelerator-type=H200",
     ),
     "predict": Command(
-        "iqa_ray.predictions.jobs", "PredictJob", "run_predict", "describe_predictions",
+        "iqa_ray.predictions.settings", "PredictJob",
+        "iqa_ray.predictions.jobs", "run_predict", "describe_predictions",
         "get a prediction for every scored image",
         "iqa-ray predict --workspace ws --predictions mine.csv\n"
         "iqa-ray predict --workspace ws --backbone efficientnet_lite0 --freeze-backbone "
@@ -60,27 +74,31 @@ COMMANDS = {
         "iqa-ray predict --workspace ws --backbone resnet34 --split 0.4 --epochs 40",
     ),
     "study": Command(
-        "iqa_ray.study.jobs", "StudyJob", "run_study", "describe_study",
+        "iqa_ray.study.settings", "StudyJob",
+        "iqa_ray.study.jobs", "run_study", "describe_study",
         "find out which metrics can be trusted: blur moves them, cropping and rotation do not",
         "iqa-ray study photos --workspace ws\n"
         "iqa-ray study photos --workspace ws --metrics lapm,wavs,musiq --num-samples 30 --keep 2\n"
         "iqa-ray study --series defocus.csv --workspace ws",
     ),
     "cutoffs": Command(
-        "iqa_ray.selection.jobs", "CutoffsJob", "run_cutoffs", "describe_cutoffs",
+        "iqa_ray.selection.settings", "CutoffsJob",
+        "iqa_ray.selection.jobs", "run_cutoffs", "describe_cutoffs",
         "learn each metric's cut-off from right and wrong predictions",
         "iqa-ray cutoffs --workspace ws\n"
         "iqa-ray cutoffs --workspace ws --metrics lapm,wavs --weighting prior\n"
         "iqa-ray cutoffs --workspace ws --metrics wavs --cutoff lapm=2.6",
     ),
     "select": Command(
-        "iqa_ray.selection.jobs", "SelectJob", "run_select", "describe_selection",
+        "iqa_ray.selection.settings", "SelectJob",
+        "iqa_ray.selection.jobs", "run_select", "describe_selection",
         "let the metrics vote and keep the images that pass",
         "iqa-ray select --workspace ws\n"
         "iqa-ray select --workspace ws --metrics lapm,wavs,niqe --rule any --link kept",
     ),
     "compare": Command(
-        "iqa_ray.experiments.compare", "CompareJob", "run_compare", "describe_compare",
+        "iqa_ray.experiments.settings", "CompareJob",
+        "iqa_ray.experiments.compare", "run_compare", "describe_compare",
         "does training on the selected images beat training on all? five seeds each",
         "iqa-ray compare --workspace ws\n"
         "iqa-ray compare --workspace ws --backbones efficientnet_lite0 --freeze-backbone\n"
@@ -88,26 +106,30 @@ COMMANDS = {
         "--seeds 0,1,2",
     ),
     "vary": Command(
-        "iqa_ray.experiments.vary", "VaryJob", "run_vary", "describe_vary",
+        "iqa_ray.experiments.settings", "VaryJob",
+        "iqa_ray.experiments.vary", "run_vary", "describe_vary",
         "how much of the lowest quality is worth removing?",
         "iqa-ray vary --workspace ws\n"
         "iqa-ray vary --workspace ws --backbone efficientnet_lite0 --freeze-backbone "
         "--removed 0,25,50",
     ),
     "rescore": Command(
-        "iqa_ray.rescoring.jobs", "RescoreJob", "run_rescore", "describe_rescore",
+        "iqa_ray.rescoring.settings", "RescoreJob",
+        "iqa_ray.rescoring.jobs", "run_rescore", "describe_rescore",
         "every night: score what is new or changed, vote again, look for drift",
         "iqa-ray rescore photos --workspace ws\n"
         "iqa-ray rescore s3://bucket/photos --workspace s3://bucket/ws --address auto "
         "--alert-drift 0.25 --alert-rejected 0.1 --alert-errors 0.02",
     ),
     "compact": Command(
-        "iqa_ray.rescoring.jobs", "CompactJob", "run_compact", "describe_compact",
+        "iqa_ray.rescoring.settings", "CompactJob",
+        "iqa_ray.rescoring.jobs", "run_compact", "describe_compact",
         "merge the small parts that many nights leave behind",
         "iqa-ray compact ws",
     ),
     "weights": Command(
-        "iqa_ray.weights.jobs", "WeightsJob", "run_weights", "describe_weights",
+        "iqa_ray.weights.settings", "WeightsJob",
+        "iqa_ray.weights.jobs", "run_weights", "describe_weights",
         "fetch the files of deep metrics and of classifiers, or verify them",
         "iqa-ray weights pull --to /nfs/weights\n"
         "iqa-ray weights pull --backbones resnet18,resnet34,alexnet,vgg19 --to /nfs/weights\n"
@@ -115,7 +137,8 @@ COMMANDS = {
         "iqa-ray weights check --from /nfs/weights",
     ),
     "demo": Command(
-        "iqa_ray.demo", "DemoJob", "run_demo", "describe_demo",
+        "iqa_ray.synthetic.settings", "DemoJob",
+        "iqa_ray.demo", "run_demo", "describe_demo",
         "run the whole main job on synthetic images",
         "iqa-ray demo --workspace demo-workspace",
     ),
@@ -171,7 +194,7 @@ def _run(arguments: list[str]) -> int:
         return UNUSABLE
     chosen = parser.parse_args(arguments[:1])
     command = COMMANDS[chosen.command]
-    model = command.load(command.job)
+    model = command.load_job()
     options = _Parser(
         prog=f"iqa-ray {chosen.command}",
         description=model.__doc__,

@@ -6,42 +6,30 @@ import time
 from typing import Any
 
 import pandas as pd
-from pydantic import Field
 
 from iqa_ray.cluster import connection
-from iqa_ray.config import WorkspaceJob
 from iqa_ray.errors import UsageError
-from iqa_ray.predictions.jobs import PredictJob, run_predict
+from iqa_ray.predictions.jobs import run_predict
+from iqa_ray.predictions.settings import PredictJob
 from iqa_ray.predictions.table import read_predictions
 from iqa_ray.progress import log
 from iqa_ray.scoring.jobs import run_score
 from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.selection.jobs import (
-    CutoffsJob,
-    SelectJob,
     describe_cutoffs,
     describe_selection,
     run_cutoffs,
     run_select,
 )
+from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.selection.table import read_selection
 from iqa_ray.storage.files import locate
 from iqa_ray.storage.workspace import Workspace
-from iqa_ray.synthetic.jobs import MakeDataJob, run_make_data
+from iqa_ray.synthetic.jobs import run_make_data
+from iqa_ray.synthetic.settings import DemoJob, MakeDataJob
 
 TRAIN_SHARE = "0.4"
 NUM_VOTERS = 3
-
-
-class DemoJob(WorkspaceJob):
-    """Make synthetic images, score them, train a small classifier on a part of them, and select.
-
-    Everything is written to the workspace; the images go to WORKSPACE/data.
-    """
-
-    num_images: int = Field(default=700, ge=100, description="synthetic images")
-    image_size: int = Field(default=256, ge=192, description="pixels a side")
-    seed: int = Field(default=0, ge=0, description="seed of everything random")
 
 
 def run_demo(job: DemoJob) -> dict[str, Any]:

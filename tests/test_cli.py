@@ -15,8 +15,9 @@ import pyarrow as pa
 import pytest
 
 from iqa_ray import cli
-from iqa_ray.images.decoding import DEFAULT_MAX_PIXELS, hash_content
+from iqa_ray.images.decoding import hash_content
 from iqa_ray.images.listing import list_images
+from iqa_ray.images.settings import DEFAULT_MAX_PIXELS
 from iqa_ray.metrics.spec import get_spec
 from iqa_ray.scoring.tables import SCORES_SCHEMA, make_row_settings, scores_folder
 from iqa_ray.selection.cutoffs import Cutoff

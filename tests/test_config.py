@@ -7,11 +7,11 @@ import pytest
 from iqa_ray.cluster.capacity import Placement
 from iqa_ray.config import build_parser, dump_settings, format_value, load_settings, parse_job
 from iqa_ray.errors import UsageError
-from iqa_ray.experiments.compare import CompareJob
-from iqa_ray.predictions.jobs import PredictJob
+from iqa_ray.experiments.settings import CompareJob
+from iqa_ray.predictions.settings import PredictJob
 from iqa_ray.scoring.jobs import ScoreJob
-from iqa_ray.selection.jobs import CutoffsJob, SelectJob
-from iqa_ray.study.jobs import StudyJob
+from iqa_ray.selection.settings import CutoffsJob, SelectJob
+from iqa_ray.study.settings import StudyJob
 
 
 def parse(model, *argv: str):

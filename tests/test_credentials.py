@@ -62,7 +62,7 @@ def find_settings() -> list[tuple[str, str]]:
     """Every setting of every command that may be given a text, alone or among others."""
     found = []
     for name, command in cli.COMMANDS.items():
-        for setting, field in command.load(command.job).model_fields.items():
+        for setting, field in command.load_job().model_fields.items():
             if "str" in str(field.annotation) or typing.get_origin(field.annotation) is dict:
                 found.append((name, setting))
     return found
@@ -146,7 +146,7 @@ def test_no_setting_in_a_file_shows_a_secret(name, setting):
         assert cli.main([name, "--config", "given.yaml"]) == 2
     assert [path.name for path in Path().iterdir()] == ["given.yaml"]
     with pytest.raises(ValidationError) as caught:
-        command.load(command.job)(**{setting: A_URI})
+        command.load_job()(**{setting: A_URI})
     assert SECRET not in str(caught.value)
 
 

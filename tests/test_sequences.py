@@ -39,9 +39,11 @@ from iqa_ray import metrics
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.images.decoding import ImageError, decode_image, hash_content
-from iqa_ray.predictions.jobs import PredictJob, run_predict
+from iqa_ray.predictions.jobs import run_predict
+from iqa_ray.predictions.settings import PredictJob
 from iqa_ray.predictions.table import read_predictions
-from iqa_ray.rescoring.jobs import CompactJob, RescoreJob, run_compact, run_rescore
+from iqa_ray.rescoring.jobs import run_compact, run_rescore
+from iqa_ray.rescoring.settings import CompactJob, RescoreJob
 from iqa_ray.scoring.jobs import run_score
 from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.scoring.tables import (
@@ -52,7 +54,8 @@ from iqa_ray.scoring.tables import (
     scores_frame,
 )
 from iqa_ray.selection.cutoffs import Cutoff
-from iqa_ray.selection.jobs import CutoffsJob, SelectJob, fit_cutoffs, run_cutoffs, run_select
+from iqa_ray.selection.jobs import fit_cutoffs, run_cutoffs, run_select
+from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.storage.workspace import Workspace
 
 CPU = ("lapm", "wavs")

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pydantic import Field, field_validator, model_validator
 
 from iqa_ray.cluster import connection
-from iqa_ray.cluster.capacity import check_share
 from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.experiments.settings import ArmsJob
 from iqa_ray.experiments.splits import SPLITS_FILE, SPLITS_SCHEMA, Splits
 from iqa_ray.experiments.statistics import SUMMARY_FILE
 from iqa_ray.images.decoding import hash_content
@@ -28,8 +27,6 @@ from iqa_ray.selection.table import SELECTION_FILE, read_selection
 from iqa_ray.storage.files import Location
 from iqa_ray.storage.parquet import record_of
 from iqa_ray.storage.workspace import Workspace
-from iqa_ray.training.recipe import Augment, Recipe
-from iqa_ray.training.settings import TrainingJob
 
 if TYPE_CHECKING:  # PyTorch is for those that train
     from iqa_ray.training.parallel import RunFailure
@@ -63,55 +60,6 @@ RUNS_SCHEMA = pa.schema(
         ("num_train", pa.int64()),
     ]
 )
-
-
-class ArmsJob(TrainingJob):
-    """What the studies that train have in common."""
-
-    seeds: tuple[int, ...] = Field(
-        default=(0, 1, 2, 3, 4), description="one run of each arm a seed, separated by commas"
-    )
-    augment: Augment = Field(
-        default=Recipe.augment,
-        description="of training images: flip; standard: flip, and cut out half to all of the area",
-    )
-    num_train: int | None = Field(
-        default=None,
-        ge=2,
-        description="training images of each arm (default: as many as there are)",
-    )
-    split_seed: int = Field(
-        default=0, ge=0, description="seed by which images are drawn; the same for every run"
-    )
-    gpus_per_run: float | None = Field(
-        default=None,
-        ge=0,
-        description="GPUs that each run asks of Ray (default: 0.2 where there are GPUs)",
-    )
-    cpus_per_run: float = Field(
-        default=1.0, gt=0, description="CPUs that each run asks of Ray; a thread each"
-    )
-    restart: bool = Field(default=False, description="forget this study's runs and begin again")
-    log_dir: str | None = Field(
-        default=None,
-        description="write event files for TensorBoard into this folder",
-        json_schema_extra={"metavar": "DIR"},
-    )
-
-    _share = field_validator("gpus_per_run")(check_share)
-
-    @field_validator("seeds")
-    @classmethod
-    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if not seeds or min(seeds) < 0:
-            raise ValueError("give at least one seed, none below 0")
-        return tuple(dict.fromkeys(seeds))
-
-    @model_validator(mode="after")
-    def _check_augment(self) -> ArmsJob:
-        if self.freeze_backbone and self.augment != "none":
-            raise ValueError("--augment changes images, and --freeze-backbone sees each only once")
-        return self
 
 
 @dataclass(frozen=True)

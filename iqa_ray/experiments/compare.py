@@ -9,11 +9,9 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from pydantic import Field, field_validator
 
 from iqa_ray.errors import UsageError
 from iqa_ray.experiments.arms import (
-    ArmsJob,
     Candidates,
     check_runs,
     describe_experiment,
@@ -21,6 +19,7 @@ from iqa_ray.experiments.arms import (
     summarise_experiment,
     train_arms,
 )
+from iqa_ray.experiments.settings import CompareJob
 from iqa_ray.experiments.splits import SPLITS_SCHEMA, Splits, split_quality
 from iqa_ray.experiments.statistics import (
     COMPARISON_SCHEMA,
@@ -35,34 +34,8 @@ from iqa_ray.progress import log
 from iqa_ray.storage.files import locate
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.training.pixels import load_pixels
-from iqa_ray.training.settings import BackboneName
 
 FOLDER = "comparisons/quality"
-
-
-class CompareJob(ArmsJob):
-    """Compare training on high-quality images with training on images of all qualities.
-
-    Both arms have the same number of training images, share validation and test images, seeds and
-    initial heads, and are compared seed by seed.
-    """
-
-    backbones: tuple[BackboneName, ...] = Field(
-        default=("alexnet", "vgg19", "resnet18", "resnet34"),
-        description="networks to train, separated by commas",
-    )
-    test_on: str = Field(
-        default="high",
-        description="high: a tenth of the high-quality images; all: also a tenth of the others; "
-        "or a folder, manifest or URI of other labelled images",
-    )
-
-    @field_validator("backbones")
-    @classmethod
-    def _check_backbones(cls, names: tuple[BackboneName, ...]) -> tuple[BackboneName, ...]:
-        if not names:
-            raise ValueError("name at least one backbone")
-        return tuple(dict.fromkeys(names))
 
 
 def run_compare(job: CompareJob) -> dict[str, Any]:

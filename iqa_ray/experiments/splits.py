@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from iqa_ray.errors import UsageError
+from iqa_ray.experiments.settings import SHARES
 
 TestOn = Literal["high", "all"]
 
@@ -26,7 +27,7 @@ SPLITS_SCHEMA = pa.schema(
 )
 SMALLEST_CLASS = 10  # different high-quality images; with fewer, a tenth is less than one image
 SMALLEST_PROBLEM = 2  # classes
-SHARES = (0, 10, 20, 30, 40, 50)  # per cent of the images that are removed (Smith et al., Table 3)
+
 REMOVED = "removed-"  # begins the names of the arms of `split_varying`
 _MOST_NAMES = 10  # in a note
 

@@ -6,17 +6,16 @@ import time
 from typing import Any
 
 import pyarrow as pa
-from pydantic import Field, field_validator
 
 from iqa_ray.experiments.arms import (
-    ArmsJob,
     check_runs,
     describe_experiment,
     read_candidates,
     summarise_experiment,
     train_arms,
 )
-from iqa_ray.experiments.splits import REMOVED, SHARES, rank_quality, split_varying
+from iqa_ray.experiments.settings import VaryJob
+from iqa_ray.experiments.splits import REMOVED, rank_quality, split_varying
 from iqa_ray.experiments.statistics import (
     SUMMARY_FILE,
     SUMMARY_SCHEMA,
@@ -27,25 +26,8 @@ from iqa_ray.report.figures import draw_shares
 from iqa_ray.scoring.tables import find_spec
 from iqa_ray.storage.files import write_bytes
 from iqa_ray.storage.workspace import Workspace
-from iqa_ray.training.settings import BackboneName
 
 FOLDER = "comparisons/varying"
-
-
-class VaryJob(ArmsJob):
-    """Remove more and more images of the lowest quality and train on equally many of the rest."""
-
-    backbone: BackboneName = Field(default="resnet34", description="the network to train")
-    removed: tuple[int, ...] = Field(
-        default=SHARES, description="per cents of the images to remove, separated by commas"
-    )
-
-    @field_validator("removed")
-    @classmethod
-    def _check_removed(cls, shares: tuple[int, ...]) -> tuple[int, ...]:
-        if not shares or not all(0 <= share < 100 for share in shares):
-            raise ValueError("give per cents of at least 0 and below 100")
-        return tuple(sorted(set(shares)))
 
 
 def run_vary(job: VaryJob) -> dict[str, Any]:

@@ -20,11 +20,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from iqa_ray.errors import StatusError
+from iqa_ray.images.settings import DEFAULT_MAX_PIXELS
 from iqa_ray.storage.files import one_line
-
-DEFAULT_MAX_PIXELS = 50_000_000
-# Pillow itself refuses to open more than twice its MAX_IMAGE_PIXELS
-LARGEST_MAX_PIXELS = 178_956_970
 
 _PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "JPEG2000")
 _MIN_IS_WHITE = 0  # of TIFF's photometric interpretations

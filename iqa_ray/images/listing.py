@@ -7,7 +7,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import compute as pc
@@ -18,6 +18,7 @@ from iqa_ray.config import refuse_credentials
 from iqa_ray.errors import UsageError
 from iqa_ray.images.folders import EXTENSIONS, stat_entry, walk_local, walk_remote
 from iqa_ray.images.prefetch import run_ahead
+from iqa_ray.images.settings import LabelMode
 from iqa_ray.storage.files import (
     Location,
     find_info,
@@ -26,8 +27,6 @@ from iqa_ray.storage.files import (
     parse_parquet,
     read_bytes,
 )
-
-LabelMode = Literal["parent", "top", "none"]
 
 MANIFEST_EXTENSIONS = (".csv", ".parquet")
 # an object store answers slowly and many at a time

@@ -11,15 +11,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from iqa_ray.images.decoding import (
-    DEFAULT_MAX_PIXELS,
     AbsentError,
     ImageError,
     UnreadError,
     decode_image,
     hash_content,
 )
-from iqa_ray.images.listing import LabelMode, Listing, list_images, locate_image
+from iqa_ray.images.listing import Listing, list_images, locate_image
 from iqa_ray.images.prefetch import run_ahead
+from iqa_ray.images.settings import DEFAULT_MAX_PIXELS, LabelMode
 from iqa_ray.storage.files import Location, locate, one_line, read_bytes
 from iqa_ray.storage.object_stores import UnansweredError
 

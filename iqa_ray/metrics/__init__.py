@@ -7,13 +7,23 @@ metric(image)   # (H, W, 3) uint8 RGB or (H, W) uint8
 from __future__ import annotations
 
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
+from iqa_ray.metrics.spec import (
+    CPU_METRICS,
+    SPECS,
+    Device,
+    MetricError,
+    MetricSpec,
+    Precision,
+    get_spec,
+)
 
-from iqa_ray.metrics.deep import DeepMetric, Device, Precision
-from iqa_ray.metrics.planes import Planes
-from iqa_ray.metrics.spec import CPU_METRICS, SPECS, MetricError, MetricSpec, get_spec
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from iqa_ray.metrics.deep import DeepMetric as DeepMetric
+    from iqa_ray.metrics.planes import Planes
 
 __all__ = [
     "CPU_METRICS",
@@ -25,6 +35,15 @@ __all__ = [
     "create",
     "get_spec",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # OpenCV and files of networks are for those that score, not for settings that name metrics
+    if name == "DeepMetric":
+        from iqa_ray.metrics.deep import DeepMetric
+
+        return DeepMetric
+    raise AttributeError(f"module 'iqa_ray.metrics' has no attribute {name!r}")
 
 
 class Metric:
@@ -44,6 +63,8 @@ class Metric:
         The score is finite and in `spec.range`. Raises MetricError with status "too_small" or
         "undefined" where there is none, and ValueError for anything but such an image.
         """
+        from iqa_ray.metrics.planes import Planes
+
         return self.measure(Planes(image))
 
     def measure(self, planes: Planes) -> float:
@@ -84,6 +105,7 @@ def create(
     spec = get_spec(name)
     if spec.backend == "cpu":
         return Metric(spec)
+    from iqa_ray.metrics.deep import DeepMetric
     from iqa_ray.weights.pulling import prepare_weights
 
     prepared = prepare_weights([name], weights)[name]

@@ -14,19 +14,17 @@ from dataclasses import replace
 from hashlib import sha256
 from math import isfinite
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from iqa_ray.metrics.planes import check_grey_or_rgb
-from iqa_ray.metrics.spec import MetricError, MetricSpec
+from iqa_ray.metrics.spec import Device, MetricError, MetricSpec, Precision
 from iqa_ray.weights.metric_files import Weights, build_model, find_pyiqa_version
 from iqa_ray.weights.pyiqa_builder import replaced
 
-Precision = Literal["fp32", "bf16", "fp16"]
-Device = Literal["cpu", "cuda"]
 Image = NDArray[np.uint8]
 
 # On one CPU thread a batch is slower than its images one by one: its buffers leave the caches.

@@ -2,7 +2,8 @@
 
 The eight of the main job stand here; any other no-reference metric of an installed pyiqa gets its
 entry from pyiqa's own table. A metric that is computed on the CPU is an entry with a function: it
-is used where it is named, and where nothing is named if `is_default`.
+is used where it is named, and where nothing is named if `is_default`. Settings take the metrics'
+names from here, so what computes them (and OpenCV with it) is imported when it is first called.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
+from importlib import import_module
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from iqa_ray.errors import StatusError
-from iqa_ray.metrics.naturalness import brisque, niqe
-from iqa_ray.metrics.planes import Planes
-from iqa_ray.metrics.sharpness import lapm, lapv, wavs
+
+if TYPE_CHECKING:
+    from iqa_ray.metrics.planes import Planes
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Device = Literal["cpu", "cuda"]
 
 
 class MetricError(StatusError):
@@ -68,6 +73,16 @@ class MetricSpec:
             )
 
 
+def _find(module: str, name: str) -> Callable[[Planes], float]:
+    """The function of that name in a module of this room, imported when it is first called."""
+
+    def measure(planes: Planes) -> float:
+        score: float = getattr(import_module(f"iqa_ray.metrics.{module}"), name)(planes)
+        return score
+
+    return measure
+
+
 _PERTUZ = "Pertuz et al., Pattern Recognition 46(5), 2013"
 
 _ALL = (
@@ -79,7 +94,7 @@ _ALL = (
         min_side=3,
         summary="variance of the Laplacian: sharpness",
         source=f"{_PERTUZ}, LAP4",
-        function=lapv,
+        function=_find("sharpness", "lapv"),
         is_default=True,
     ),
     MetricSpec(
@@ -90,7 +105,7 @@ _ALL = (
         min_side=3,
         summary="mean modified Laplacian: sharpness",
         source=f"{_PERTUZ}, LAP2",
-        function=lapm,
+        function=_find("sharpness", "lapm"),
         is_default=True,
     ),
     MetricSpec(
@@ -101,7 +116,7 @@ _ALL = (
         min_side=12,  # the length of the db6 filters
         summary="sum of db6 wavelet details: sharpness",
         source=f"{_PERTUZ}, WAV1",
-        function=wavs,
+        function=_find("sharpness", "wavs"),
         is_default=True,
     ),
     MetricSpec(
@@ -114,7 +129,7 @@ _ALL = (
         min_side=13,
         summary="learned distance from natural scene statistics",
         source="Mittal, Moorthy, Bovik, IEEE Trans. Image Processing 21(12), 2012",
-        function=brisque,
+        function=_find("naturalness", "brisque"),
         is_default=True,
     ),
     MetricSpec(
@@ -125,7 +140,7 @@ _ALL = (
         min_side=192,  # two blocks of 96 px a side, for a covariance between blocks
         summary="distance of natural scene statistics from those of pristine photographs",
         source="Mittal, Soundararajan, Bovik, IEEE Signal Processing Letters 20(3), 2013",
-        function=niqe,
+        function=_find("naturalness", "niqe"),
         is_default=True,
     ),
     MetricSpec(

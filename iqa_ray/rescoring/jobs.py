@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from pyarrow import compute as pc
-from pydantic import Field, model_validator
 
-from iqa_ray.config import Job, WorkspaceJob, make_job, positional
+from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.metrics.deep import parse_version
 from iqa_ray.metrics.spec import get_spec
@@ -28,6 +27,7 @@ from iqa_ray.rescoring.history import (
     append_run,
 )
 from iqa_ray.rescoring.night import CLASSES, Night, begin_night, carry_scores
+from iqa_ray.rescoring.settings import CompactJob, RescoreJob
 from iqa_ray.scoring.jobs import run_score
 from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.scoring.tables import (
@@ -39,14 +39,13 @@ from iqa_ray.scoring.tables import (
 )
 from iqa_ray.selection.jobs import (
     CUTOFFS_FILE,
-    CutoffsJob,
     OutdatedCutoffError,
-    SelectJob,
     fit_cutoffs,
     read_cutoffs,
     run_select,
     write_cutoffs,
 )
+from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.selection.table import SELECTION_FILE, SELECTION_SCHEMA
 from iqa_ray.storage.lock import hold_lock
 from iqa_ray.storage.workspace import Workspace, list_parts_folders
@@ -54,59 +53,6 @@ from iqa_ray.storage.workspace import Workspace, list_parts_folders
 _LARGEST_PART = 100_000  # rows
 # settings of `score` that only deep metrics have
 _OF_DEEP_METRICS = ("weights", "gpus_per_actor", "resources")
-
-
-class RescoreJob(WorkspaceJob):
-    """Score what is new or changed since the last night, vote again, and look for drift.
-
-    How images are scored and how metrics vote is as in the last `score` and `select`.
-    """
-
-    images: str = positional("folder, manifest (.csv, .parquet) or URI, as for `score`", "IMAGES")
-    refit: bool = Field(
-        default=False, description="fit the cut-offs again; the old ones are kept in history/"
-    )
-    alert_drift: float | None = Field(
-        default=None,
-        gt=0,
-        description="exit with 3 where a metric's population stability index of tonight's images "
-        "against all others is above this (0.25 is usually called a major shift)",
-    )
-    alert_rejected: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="exit with 3 where the rejected share of tonight's images exceeds that of the "
-        "others by more than this, such as 0.1",
-    )
-    alert_errors: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="exit with 3 where a larger share of tonight's images has no score for some "
-        "metric",
-    )
-    weights: str | None = Field(
-        default=None,
-        description="folder or URI of deep metrics' files (default: as in the last `score`)",
-        json_schema_extra={"metavar": "DIR"},
-    )
-    num_actors: int | None = Field(
-        default=None, ge=1, description="actors of each pool (default: as in the last `score`)"
-    )
-
-
-class CompactJob(Job):
-    """Merge the small parts that nights leave behind; readers never see a gap."""
-
-    ws: str | None = positional("the workspace", "WS", default=None)
-    workspace: str | None = Field(default=None, description="the same, as a flag")
-
-    @model_validator(mode="after")
-    def _check_workspace(self) -> CompactJob:
-        if (self.ws is None) == (self.workspace is None):
-            raise ValueError("name one workspace")
-        return self
 
 
 def run_rescore(job: RescoreJob) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from functools import cached_property
 import pyarrow as pa
 from pyarrow import compute as pc
 
-from iqa_ray.images.listing import LabelMode, Listing
+from iqa_ray.images.listing import Listing
 from iqa_ray.images.prefetch import run_ahead
+from iqa_ray.images.settings import LabelMode
 from iqa_ray.images.source import ImageSource
 from iqa_ray.rescoring.changes import (
     Changes,

@@ -14,8 +14,8 @@ import pyarrow as pa
 from iqa_ray.images.decoding import AbsentError, ImageError, hash_content
 from iqa_ray.images.prefetch import run_ahead
 from iqa_ray.images.source import ImageSource
-from iqa_ray.metrics.deep import DeepMetric, Device, Image, Precision
-from iqa_ray.metrics.spec import MetricError, get_spec
+from iqa_ray.metrics.deep import DeepMetric, Image
+from iqa_ray.metrics.spec import Device, MetricError, Precision, get_spec
 from iqa_ray.scoring.cpu_scorer import (
     Score,
     ScoringRun,

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from iqa_ray.cluster import connection
 from iqa_ray.cluster.capacity import PoolPlan, Resources, share_nodes
-from iqa_ray.metrics.deep import Precision, make_version
-from iqa_ray.metrics.spec import MetricSpec, get_spec
+from iqa_ray.metrics.deep import make_version
+from iqa_ray.metrics.spec import MetricSpec, Precision, get_spec
 from iqa_ray.progress import log
 from iqa_ray.scoring.cpu_scorer import Shard
 from iqa_ray.scoring.settings import ScoreJob

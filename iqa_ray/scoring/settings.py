@@ -9,11 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from iqa_ray.cluster.capacity import Placement, check_share
 from iqa_ray.config import WorkspaceJob, positional
-from iqa_ray.images.decoding import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS
-from iqa_ray.images.listing import LabelMode
-from iqa_ray.metrics.deep import Precision
-from iqa_ray.metrics.spec import DEFAULT_METRICS, get_spec
-from iqa_ray.weights.files import resolve_folder
+from iqa_ray.images.settings import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS, LabelMode
+from iqa_ray.metrics.spec import DEFAULT_METRICS, Precision, get_spec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -110,6 +107,8 @@ class ScoringJob(WorkspaceJob):
     @field_validator("weights")
     @classmethod
     def _resolve_weights(cls, folder: str | None) -> str | None:
+        from iqa_ray.weights.files import resolve_folder
+
         return resolve_folder(folder)  # here, since the run's record should have it
 
     @field_validator("resources", mode="before")

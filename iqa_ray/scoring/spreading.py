@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from iqa_ray.cluster.capacity import PoolPlan
 from iqa_ray.cluster.pools import Pool, ShardFailure, run_shards
 from iqa_ray.errors import IncompleteError
-from iqa_ray.metrics.deep import Device
+from iqa_ray.metrics.spec import Device
 from iqa_ray.progress import Progress
 from iqa_ray.scoring.cpu_scorer import MakeScorer, Scorer, ScoringRun, Shard, ShardReport
 from iqa_ray.scoring.deep_scorer import DeepPlan, DeepShardScorer

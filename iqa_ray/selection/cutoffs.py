@@ -22,10 +22,9 @@ from scipy import fft
 from scipy.stats import rankdata
 
 from iqa_ray.errors import UsageError
+from iqa_ray.selection.settings import Bandwidth, Weighting
 
 Floats = NDArray[np.float64]
-Weighting = Literal["equal", "prior"]
-Bandwidth = Literal["scott", "silverman"] | float
 Direction = Literal["higher_is_better", "lower_is_better"]
 
 # the curves are tabulated at this many points a bandwidth, and this far beyond the data

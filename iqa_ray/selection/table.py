@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import pyarrow as pa
 
-from iqa_ray.selection.votes import Rule
+from iqa_ray.selection.settings import Rule
 from iqa_ray.storage.parquet import record_of
 from iqa_ray.storage.workspace import Workspace
 

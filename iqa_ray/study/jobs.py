@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pydantic import Field, model_validator
 
 from iqa_ray.cluster import connection
 from iqa_ray.cluster.capacity import Resources
 from iqa_ray.cluster.pools import Pool, run_shards
-from iqa_ray.config import make_job, positional
+from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.images.decoding import ImageError
 from iqa_ray.images.listing import IMAGES_FILE, IMAGES_SCHEMA, relative_name
@@ -37,6 +36,7 @@ from iqa_ray.study.series import (
     load_sample,
     read_series,
 )
+from iqa_ray.study.settings import SMALLEST_SIDE, SMALLEST_STUDY, StudyJob, Thresholds
 from iqa_ray.study.tables import (
     AGREEMENT_FILE,
     MANIFEST_FILE,
@@ -52,10 +52,8 @@ from iqa_ray.study.tables import (
 from iqa_ray.study.verdicts import (
     ROBUST,
     SENSITIVE,
-    SMALLEST_STUDY,
     STUDY_FOLDER,
     VERDICTS_FILE,
-    Thresholds,
     choose_voters,
     judge_metrics,
     measure_agreement,
@@ -64,61 +62,6 @@ from iqa_ray.study.verdicts import (
 
 FIGURE_FILE = f"{STUDY_FOLDER}/series.png"
 _SERIES_FOLDER = f"{STUDY_FOLDER}/series"
-_SMALLEST_SIDE = 20  # so that each of ten crops takes at least a row and a column away
-
-
-class StudyJob(ScoringJob):
-    """Find out which metrics answer to blur and not to cropping and rotation.
-
-    Series of images are made from samples (or listed in --series) and scored; metrics qualify by
-    how their scores correlate with the index.
-    """
-
-    images: str | None = positional(
-        "folder, manifest (.csv, .parquet) or URI of sharp images to draw samples from",
-        "IMAGES",
-        default=None,
-    )
-    series: str | None = Field(
-        default=None,
-        description="study these series instead: CSV or Parquet with path, sample, index, "
-        "configuration (cropping, rotating, blurring, or names of your own)",
-        json_schema_extra={"metavar": "MANIFEST"},
-    )
-    num_samples: int = Field(
-        default=14, ge=SMALLEST_STUDY, description="images to make series of, drawn at random"
-    )
-    image_size: int = Field(
-        default=1024,
-        ge=_SMALLEST_SIDE,
-        description="pixels: samples whose longer side has more are shrunk to that first",
-    )
-    min_srcc: float = Field(
-        default=Thresholds.min_sensitive,
-        ge=0,
-        le=1,
-        description="correlation (SRCC) with blurring that a metric needs to qualify",
-    )
-    max_srcc: float = Field(
-        default=Thresholds.max_robust,
-        ge=0,
-        le=1,
-        description="correlation (SRCC) with cropping and with rotating that it may have",
-    )
-    max_agreement: float = Field(
-        default=Thresholds.max_agreement,
-        ge=0,
-        le=1,
-        description="metrics whose scores agree more (SRCC over images) count as copies",
-    )
-    keep: int = Field(default=3, ge=1, description="how many of the best become voters")
-    seed: int = Field(default=0, ge=0, description="seed of samples, noise and bootstrap")
-
-    @model_validator(mode="after")
-    def _check_source(self) -> StudyJob:
-        if (self.images is None) == (self.series is None):
-            raise ValueError("give either IMAGES or --series MANIFEST")
-        return self
 
 
 def run_study(job: StudyJob) -> dict[str, Any]:
@@ -193,7 +136,7 @@ def _plan_series(workspace: Workspace, job: StudyJob) -> _Plan:
         except ImageError:
             num_unusable += 1
             continue
-        if min(image.shape[:2]) < _SMALLEST_SIDE:
+        if min(image.shape[:2]) < SMALLEST_SIDE:
             num_unusable += 1
             continue
         rows.append(int(row))
@@ -202,7 +145,7 @@ def _plan_series(workspace: Workspace, job: StudyJob) -> _Plan:
     if num_unusable:
         log(
             f"{num_unusable:,} images are no samples: unreadable, over --max-pixels, or a side has "
-            f"fewer than {_SMALLEST_SIDE} pixels, too few to crop ten times"
+            f"fewer than {SMALLEST_SIDE} pixels, too few to crop ten times"
         )
     if len(rows) < SMALLEST_STUDY:
         raise UsageError(

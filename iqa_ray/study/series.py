@@ -19,8 +19,9 @@ from iqa_ray.errors import UsageError
 from iqa_ray.images.listing import read_manifest, resolve_path
 from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import Location, locate, write_bytes
+from iqa_ray.study.settings import SMALLEST_STUDY
 from iqa_ray.study.tables import SERIES_SCHEMA
-from iqa_ray.study.verdicts import SMALLEST_SERIES, SMALLEST_STUDY
+from iqa_ray.study.verdicts import SMALLEST_SERIES
 
 Pixels = NDArray[np.uint8]
 Step = Callable[[Pixels, int, np.random.Generator], Pixels]

@@ -16,6 +16,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
+from iqa_ray.study.settings import SMALLEST_STUDY, Thresholds
+
 Verdict = Literal["qualified", "rejected", "undefined"]
 Floats = NDArray[np.float64]
 Rows = dict[str, Mapping[Any, Any]]  # of one metric, by configuration
@@ -26,24 +28,8 @@ VERDICTS_FILE = f"{STUDY_FOLDER}/verdicts.json"
 SENSITIVE: tuple[str, ...] = ("blurring",)
 ROBUST: tuple[str, ...] = ("cropping", "rotating")
 SMALLEST_SERIES = 3  # images; two correlate perfectly, whatever they show
-SMALLEST_STUDY = 2  # samples
 _NUM_RESAMPLES = 2000
 _NOISE = 1e-9  # scores that differ by less, relative to their size, are taken for equal
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What qualifies a metric; all are absolute Spearman correlations in [0, 1].
-
-    Attributes:
-        min_sensitive: with blurring, at least.
-        max_robust: with cropping and with rotating, at most.
-        max_agreement: of two metrics' scores over images; above it one is a copy of the other.
-    """
-
-    min_sensitive: float = 0.8
-    max_robust: float = 0.5
-    max_agreement: float = 0.95
 
 
 @dataclass(frozen=True)

@@ -5,24 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from pydantic import Field
-
-from iqa_ray.config import Job, positional
 from iqa_ray.errors import UsageError
 from iqa_ray.progress import Progress
 from iqa_ray.synthetic.dotcodes import make_dataset
-
-
-class MakeDataJob(Job):
-    """Make synthetic photographs of dot-matrix codes printed on bottles by two manufacturers.
-
-    Writes OUT/<manufacturer>/<n>.jpg and OUT/labels.csv; the same seed gives the same bytes.
-    """
-
-    out: str = positional("folder to make", "OUT")
-    num_images: int = Field(default=700, ge=2, description="images in all")
-    image_size: int = Field(default=256, ge=64, description="pixels a side")
-    seed: int = Field(default=0, ge=0, description="seed of everything random")
+from iqa_ray.synthetic.settings import MakeDataJob
 
 
 def run_make_data(job: MakeDataJob) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from iqa_ray.cluster.capacity import (
 )
 from iqa_ray.config import make_job
 from iqa_ray.errors import UsageError
-from iqa_ray.experiments.compare import CompareJob
+from iqa_ray.experiments.settings import CompareJob
 from iqa_ray.scoring.settings import ScoreJob
 
 

@@ -24,9 +24,10 @@ from iqa_ray.cli import main
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.experiments import arms
-from iqa_ray.experiments.compare import CompareJob, describe_compare, run_compare
+from iqa_ray.experiments.compare import describe_compare, run_compare
+from iqa_ray.experiments.settings import CompareJob, VaryJob
 from iqa_ray.experiments.splits import find_leaks
-from iqa_ray.experiments.vary import VaryJob, describe_vary, run_vary
+from iqa_ray.experiments.vary import describe_vary, run_vary
 from iqa_ray.images.decoding import hash_content
 from iqa_ray.scoring.tables import read_scores
 from iqa_ray.storage.workspace import Workspace

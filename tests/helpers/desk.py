@@ -10,12 +10,15 @@ import pandas as pd
 from inline import list_paths, put
 
 from iqa_ray.config import make_job
-from iqa_ray.predictions.jobs import PredictJob, run_predict
-from iqa_ray.rescoring.jobs import RescoreJob, run_rescore
+from iqa_ray.predictions.jobs import run_predict
+from iqa_ray.predictions.settings import PredictJob
+from iqa_ray.rescoring.jobs import run_rescore
+from iqa_ray.rescoring.settings import RescoreJob
 from iqa_ray.scoring.jobs import run_score
 from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.scoring.tables import scores_frame
-from iqa_ray.selection.jobs import CutoffsJob, SelectJob, run_cutoffs, run_select
+from iqa_ray.selection.jobs import run_cutoffs, run_select
+from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.storage.workspace import Workspace
 
 Shards = list[tuple[str, str]]  # metric and file name, as they were scored

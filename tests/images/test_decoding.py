@@ -10,12 +10,8 @@ from pictures import make_texture, png_header
 from PIL import Image, ImageOps
 
 from iqa_ray.images import decoding
-from iqa_ray.images.decoding import (
-    LARGEST_MAX_PIXELS,
-    ImageError,
-    decode_image,
-    hash_content,
-)
+from iqa_ray.images.decoding import ImageError, decode_image, hash_content
+from iqa_ray.images.settings import LARGEST_MAX_PIXELS
 
 
 def encode(image: Image.Image, kind: str, **options) -> bytes:

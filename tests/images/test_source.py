@@ -14,12 +14,12 @@ from PIL import Image
 
 from iqa_ray.images import source as image_source
 from iqa_ray.images.decoding import (
-    DEFAULT_MAX_PIXELS,
     AbsentError,
     ImageError,
     UnreadError,
     hash_content,
 )
+from iqa_ray.images.settings import DEFAULT_MAX_PIXELS
 from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import locate
 from iqa_ray.storage.object_stores import UnansweredError

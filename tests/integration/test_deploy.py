@@ -359,7 +359,7 @@ def test_commands_are_ones_that_iqa_ray_parses(name: str, arguments: list[str]):
     if "rescore" not in cli.COMMANDS:
         pytest.skip("the command `rescore` is not there yet")
     command = cli.COMMANDS["rescore"]
-    model = command.load(command.job)
+    model = command.load_job()
     parser = build_parser(argparse.ArgumentParser(exit_on_error=False), model)
     job = parse_job(model, parser.parse_args(arguments))
     assert job.workspace == "s3://bucket/ws"

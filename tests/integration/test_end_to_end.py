@@ -12,10 +12,13 @@ from PIL import Image
 
 import iqa_ray
 from iqa_ray.config import make_job
-from iqa_ray.demo import DemoJob, describe_demo, run_demo
-from iqa_ray.predictions.jobs import PredictJob, run_predict
-from iqa_ray.selection.jobs import CutoffsJob, SelectJob, run_cutoffs, run_select
+from iqa_ray.demo import describe_demo, run_demo
+from iqa_ray.predictions.jobs import run_predict
+from iqa_ray.predictions.settings import PredictJob
+from iqa_ray.selection.jobs import run_cutoffs, run_select
+from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.synthetic.dotcodes import make_dataset
+from iqa_ray.synthetic.settings import DemoJob
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 PHOTOGRAPHS = ("astronaut", "camera", "chelsea", "coffee", "rocket")

@@ -32,8 +32,10 @@ from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.images.listing import list_images, make_image_id
 from iqa_ray.images.source import ImageSource
-from iqa_ray.predictions.jobs import PredictJob, run_predict
-from iqa_ray.rescoring.jobs import RescoreJob, run_rescore
+from iqa_ray.predictions.jobs import run_predict
+from iqa_ray.predictions.settings import PredictJob
+from iqa_ray.rescoring.jobs import run_rescore
+from iqa_ray.rescoring.settings import RescoreJob
 from iqa_ray.scoring.cpu_scorer import score_shard
 from iqa_ray.scoring.jobs import run_score
 from iqa_ray.scoring.settings import ScoreJob

@@ -22,7 +22,8 @@ from iqa_ray.errors import UsageError
 from iqa_ray.images.decoding import hash_content
 from iqa_ray.images.listing import IMAGES_SCHEMA
 from iqa_ray.predictions import predictor
-from iqa_ray.predictions.jobs import PredictJob, run_predict
+from iqa_ray.predictions.jobs import run_predict
+from iqa_ray.predictions.settings import PredictJob
 from iqa_ray.predictions.table import (
     PREDICTIONS_SCHEMA,
     Origins,

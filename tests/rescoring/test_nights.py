@@ -23,13 +23,8 @@ from iqa_ray.images.decoding import hash_content
 from iqa_ray.images.source import ImageSource
 from iqa_ray.metrics.spec import SPECS
 from iqa_ray.rescoring import jobs
-from iqa_ray.rescoring.jobs import (
-    CompactJob,
-    RescoreJob,
-    describe_compact,
-    describe_rescore,
-    run_compact,
-)
+from iqa_ray.rescoring.jobs import describe_compact, describe_rescore, run_compact
+from iqa_ray.rescoring.settings import CompactJob, RescoreJob
 from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.storage.workspace import Workspace
 

@@ -22,13 +22,8 @@ from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.images.source import ImageSource
 from iqa_ray.rescoring import jobs
-from iqa_ray.rescoring.jobs import (
-    CompactJob,
-    RescoreJob,
-    describe_rescore,
-    run_compact,
-    run_rescore,
-)
+from iqa_ray.rescoring.jobs import describe_rescore, run_compact, run_rescore
+from iqa_ray.rescoring.settings import CompactJob, RescoreJob
 from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.scoring.tables import read_scores, scores_frame
 from iqa_ray.storage.lock import LOCK_FILE, hold_lock

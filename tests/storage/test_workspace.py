@@ -21,7 +21,7 @@ from pyarrow import compute as pc
 from iqa_ray.cli import main
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.metrics.spec import get_spec
-from iqa_ray.rescoring.jobs import CompactJob
+from iqa_ray.rescoring.settings import CompactJob
 from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.scoring.tables import read_specs, record_specs
 from iqa_ray.storage import lock

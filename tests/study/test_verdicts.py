@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from iqa_ray.study import verdicts
-from iqa_ray.study.verdicts import Thresholds, correlate, judge_metrics
+from iqa_ray.study.settings import Thresholds
+from iqa_ray.study.verdicts import correlate, judge_metrics
 
 TEN = np.arange(10)
 

@@ -13,7 +13,7 @@ from iqa_ray.cli import main
 from iqa_ray.config import make_job
 from iqa_ray.errors import UsageError
 from iqa_ray.predictions import jobs as predictions_jobs
-from iqa_ray.predictions.jobs import PredictJob
+from iqa_ray.predictions.settings import PredictJob
 from iqa_ray.training import backbones
 from iqa_ray.training.loop import predict_probabilities, start_training, train_classifier
 from iqa_ray.training.recipe import Recipe

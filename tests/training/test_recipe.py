@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from iqa_ray.experiments import arms
-from iqa_ray.experiments.compare import CompareJob
+from iqa_ray.experiments.settings import CompareJob
 from iqa_ray.images.source import ImageSource
 from iqa_ray.predictions import jobs as predictions_jobs
-from iqa_ray.predictions.jobs import PredictJob
+from iqa_ray.predictions.settings import PredictJob
 from iqa_ray.storage.files import locate
 from iqa_ray.training import backbones, loop
 from iqa_ray.training.augment import augment_images

@@ -1,0 +1,101 @@
+"""The settings of the jobs that train on parts of the images: `compare` and `vary`."""
+
+from __future__ import annotations
+
+from pydantic import Field, field_validator, model_validator
+
+from iqa_ray.cluster.capacity import check_share
+from iqa_ray.training.recipe import Augment, Recipe
+from iqa_ray.training.settings import BackboneName, TrainingJob
+
+SHARES = (0, 10, 20, 30, 40, 50)  # per cent of the images that are removed (Smith et al., Table 3)
+
+
+class ArmsJob(TrainingJob):
+    """What the studies that train have in common."""
+
+    seeds: tuple[int, ...] = Field(
+        default=(0, 1, 2, 3, 4), description="one run of each arm a seed, separated by commas"
+    )
+    augment: Augment = Field(
+        default=Recipe.augment,
+        description="of training images: flip; standard: flip, and cut out half to all of the area",
+    )
+    num_train: int | None = Field(
+        default=None,
+        ge=2,
+        description="training images of each arm (default: as many as there are)",
+    )
+    split_seed: int = Field(
+        default=0, ge=0, description="seed by which images are drawn; the same for every run"
+    )
+    gpus_per_run: float | None = Field(
+        default=None,
+        ge=0,
+        description="GPUs that each run asks of Ray (default: 0.2 where there are GPUs)",
+    )
+    cpus_per_run: float = Field(
+        default=1.0, gt=0, description="CPUs that each run asks of Ray; a thread each"
+    )
+    restart: bool = Field(default=False, description="forget this study's runs and begin again")
+    log_dir: str | None = Field(
+        default=None,
+        description="write event files for TensorBoard into this folder",
+        json_schema_extra={"metavar": "DIR"},
+    )
+
+    _share = field_validator("gpus_per_run")(check_share)
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or min(seeds) < 0:
+            raise ValueError("give at least one seed, none below 0")
+        return tuple(dict.fromkeys(seeds))
+
+    @model_validator(mode="after")
+    def _check_augment(self) -> ArmsJob:
+        if self.freeze_backbone and self.augment != "none":
+            raise ValueError("--augment changes images, and --freeze-backbone sees each only once")
+        return self
+
+
+class CompareJob(ArmsJob):
+    """Compare training on high-quality images with training on images of all qualities.
+
+    Both arms have the same number of training images, share validation and test images, seeds and
+    initial heads, and are compared seed by seed.
+    """
+
+    backbones: tuple[BackboneName, ...] = Field(
+        default=("alexnet", "vgg19", "resnet18", "resnet34"),
+        description="networks to train, separated by commas",
+    )
+    test_on: str = Field(
+        default="high",
+        description="high: a tenth of the high-quality images; all: also a tenth of the others; "
+        "or a folder, manifest or URI of other labelled images",
+    )
+
+    @field_validator("backbones")
+    @classmethod
+    def _check_backbones(cls, names: tuple[BackboneName, ...]) -> tuple[BackboneName, ...]:
+        if not names:
+            raise ValueError("name at least one backbone")
+        return tuple(dict.fromkeys(names))
+
+
+class VaryJob(ArmsJob):
+    """Remove more and more images of the lowest quality and train on equally many of the rest."""
+
+    backbone: BackboneName = Field(default="resnet34", description="the network to train")
+    removed: tuple[int, ...] = Field(
+        default=SHARES, description="per cents of the images to remove, separated by commas"
+    )
+
+    @field_validator("removed")
+    @classmethod
+    def _check_removed(cls, shares: tuple[int, ...]) -> tuple[int, ...]:
+        if not shares or not all(0 <= share < 100 for share in shares):
+            raise ValueError("give per cents of at least 0 and below 100")
+        return tuple(sorted(set(shares)))
