@@ -18,13 +18,12 @@ from iqa_ray.scoring.jobs import run_score
 from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.selection.jobs import (
     SELECTION_FILE,
-    CutoffsJob,
-    SelectJob,
     describe_cutoffs,
     describe_selection,
     run_cutoffs,
     run_select,
 )
+from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.storage.files import locate
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.synthetic.jobs import MakeDataJob, run_make_data

@@ -10,7 +10,7 @@ from iqa_ray.errors import UsageError
 from iqa_ray.experiments.compare import CompareJob
 from iqa_ray.predictions.jobs import PredictJob
 from iqa_ray.scoring.jobs import ScoreJob
-from iqa_ray.selection.jobs import CutoffsJob, SelectJob
+from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.study.jobs import StudyJob
 
 

@@ -52,7 +52,8 @@ from iqa_ray.scoring.tables import (
     scores_frame,
 )
 from iqa_ray.selection.cutoffs import Cutoff
-from iqa_ray.selection.jobs import CutoffsJob, SelectJob, fit_cutoffs, run_cutoffs, run_select
+from iqa_ray.selection.jobs import fit_cutoffs, run_cutoffs, run_select
+from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.storage.workspace import Workspace
 
 CPU = ("lapm", "wavs")

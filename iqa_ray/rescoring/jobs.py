@@ -34,14 +34,13 @@ from iqa_ray.scoring.tables import (
 from iqa_ray.selection.jobs import (
     CUTOFFS_FILE,
     SELECTION_FILE,
-    CutoffsJob,
     OutdatedCutoffError,
-    SelectJob,
     fit_cutoffs,
     read_cutoffs,
     run_select,
     write_cutoffs,
 )
+from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.storage.lock import hold_lock
 from iqa_ray.storage.workspace import Workspace, list_parts_folders
 

@@ -22,10 +22,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from scipy.stats import rankdata
 
 from iqa_ray.errors import UsageError
-from iqa_ray.selection.densities import Bandwidth, Curves, Floats, Weighting
+from iqa_ray.selection.densities import Curves, Floats
+from iqa_ray.selection.settings import Bandwidth, Scale, Weighting
 
 Direction = Literal["higher_is_better", "lower_is_better"]
-Scale = Literal["raw", "log"]
 
 MAX_P_VALUE = 0.01
 MIN_VALID_SHARE = 0.8
@@ -160,7 +160,7 @@ def fit_cutoff(
     higher_is_better: bool,
     *,
     value_range: tuple[float, float] = (-inf, inf),
-    scale: Literal["auto", "raw", "log"] = "auto",
+    scale: Scale | Literal["auto"] = "auto",
     bandwidth: Bandwidth = "scott",
     weighting: Weighting = "equal",
     min_wrong: int = 10,

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
+from iqa_ray.selection.settings import Bandwidth, Weighting
+
 Floats = NDArray[np.float64]
-Weighting = Literal["equal", "prior"]
-Bandwidth = Literal["scott", "silverman"] | float
 
 # The grid has this many points a kernel width: density errors stay below 1e-4 of the peak.
 _POINTS_PER_WIDTH = 32

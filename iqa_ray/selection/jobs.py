@@ -9,22 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pydantic import Field, field_validator
 
-from iqa_ray.config import WorkspaceJob, make_job
+from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.predictions.table import PREDICTIONS_FILE, read_predictions
 from iqa_ray.progress import log
 from iqa_ray.scoring.tables import ListedScores, find_spec, scored_metrics
-from iqa_ray.selection.cutoffs import (
-    Bandwidth,
-    Cutoff,
-    Weighting,
-    fit_cutoff,
-    name_direction,
-)
+from iqa_ray.selection.cutoffs import Cutoff, fit_cutoff, name_direction
+from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.selection.subsets import link_kept, list_kept
-from iqa_ray.selection.votes import Rule, cast_votes, votes_to_reject
+from iqa_ray.selection.votes import cast_votes, votes_to_reject
 from iqa_ray.storage.files import locate
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.study.verdicts import VERDICTS_FILE
@@ -36,67 +30,6 @@ KEPT_FILE = "kept.csv"
 
 class OutdatedCutoffError(UsageError):
     """A voter's cut-off was learnt on another version of its scores."""
-
-
-def _drop_repeated(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(names))
-
-
-class CutoffsJob(WorkspaceJob):
-    """Learn each metric's cut-off from the scores of right and wrong predictions."""
-
-    metrics: tuple[str, ...] = Field(
-        default=(), description="metrics, separated by commas (default: all that have scores)"
-    )
-    bandwidth: Bandwidth = Field(
-        default="scott",
-        description="kernel width: scott, silverman, or a factor of the standard deviation",
-    )
-    weighting: Weighting = Field(
-        default="equal",
-        description="equal: densities of equal area; prior: weighted by the number of right and "
-        "wrong predictions",
-    )
-    min_wrong: int = Field(
-        default=10, ge=2, description="with fewer wrong predictions a metric gets no cut-off"
-    )
-    cutoff: dict[str, float] = Field(
-        default={},
-        description="set a metric's cut-off by hand, such as lapm=2.6; repeatable; it holds for "
-        "images of one size",
-    )
-    seed: int = Field(default=0, ge=0, description="seed of the bootstrap")
-
-    _metrics = field_validator("metrics")(_drop_repeated)
-
-    @field_validator("bandwidth")
-    @classmethod
-    def _check_bandwidth(cls, value: Bandwidth) -> Bandwidth:
-        if isinstance(value, float) and value <= 0:
-            raise ValueError("a factor must be above 0")
-        return value
-
-
-class SelectJob(WorkspaceJob):
-    """Let the metrics vote with their cut-offs and keep the images that pass."""
-
-    metrics: tuple[str, ...] = Field(
-        default=(),
-        description="voters, separated by commas (default: those that `study` chose, or all that "
-        "have a cut-off)",
-    )
-    rule: Rule = Field(
-        default="majority",
-        description="low votes that reject an image: majority (more than half), any, "
-        "all or a number",
-    )
-    link: str | None = Field(
-        default=None,
-        description="also make this folder of links to the kept images, for ImageFolder",
-    )
-    copy_files: bool = Field(default=False, description="with --link: copy instead of linking")
-
-    _metrics = field_validator("metrics")(_drop_repeated)
 
 
 def run_cutoffs(job: CutoffsJob) -> dict[str, Any]:
@@ -243,6 +176,8 @@ def _fit(
         joined["score"].to_numpy(np.float64),
         joined["correct"].to_numpy(bool),
         spec.higher_is_better,
+        value_range=spec.range,
+        scale=job.scale,
         bandwidth=job.bandwidth,
         weighting=job.weighting,
         min_wrong=job.min_wrong,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from iqa_ray.selection.cutoffs import Cutoff
-
-Rule = Literal["majority", "any", "all"] | int
+from iqa_ray.selection.settings import Rule
 
 
 def votes_to_reject(rule: Rule, num_metrics: int) -> int:

@@ -15,7 +15,8 @@ from iqa_ray.rescoring.jobs import RescoreJob, run_rescore
 from iqa_ray.scoring.jobs import run_score
 from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.scoring.tables import scores_frame
-from iqa_ray.selection.jobs import CutoffsJob, SelectJob, run_cutoffs, run_select
+from iqa_ray.selection.jobs import run_cutoffs, run_select
+from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.storage.workspace import Workspace
 
 Shards = list[tuple[str, str]]  # metric and file name, as they were scored

@@ -14,7 +14,8 @@ import iqa_ray
 from iqa_ray.config import make_job
 from iqa_ray.demo import DemoJob, describe_demo, run_demo
 from iqa_ray.predictions.jobs import PredictJob, run_predict
-from iqa_ray.selection.jobs import CutoffsJob, SelectJob, run_cutoffs, run_select
+from iqa_ray.selection.jobs import run_cutoffs, run_select
+from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.synthetic.dotcodes import make_dataset
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -23,7 +23,8 @@ from iqa_ray.metrics.spec import DEFAULT_METRICS
 from iqa_ray.predictions.jobs import PredictJob, run_predict
 from iqa_ray.scoring.jobs import run_score
 from iqa_ray.scoring.settings import ScoreJob
-from iqa_ray.selection.jobs import CutoffsJob, SelectJob, fit_cutoffs, run_select, write_cutoffs
+from iqa_ray.selection.jobs import fit_cutoffs, run_select, write_cutoffs
+from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.storage.workspace import Workspace
 
 

@@ -14,14 +14,8 @@ from iqa_ray.predictions.holdout import draw_share
 from iqa_ray.predictions.jobs import PredictJob, run_predict
 from iqa_ray.scoring.jobs import run_score
 from iqa_ray.scoring.settings import ScoreJob
-from iqa_ray.selection.jobs import (
-    CutoffsJob,
-    SelectJob,
-    describe_cutoffs,
-    describe_selection,
-    run_cutoffs,
-    run_select,
-)
+from iqa_ray.selection.jobs import describe_cutoffs, describe_selection, run_cutoffs, run_select
+from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.training import backbones, loop, single
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -26,7 +26,8 @@ from iqa_ray.scoring.deep_scorer import DeepPlan, DeepShardScorer
 from iqa_ray.scoring.jobs import describe_scores, run_score
 from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.scoring.tables import find_spec, scored_metrics, scores_frame
-from iqa_ray.selection.jobs import CutoffsJob, run_cutoffs
+from iqa_ray.selection.jobs import run_cutoffs
+from iqa_ray.selection.settings import CutoffsJob
 from iqa_ray.storage.files import locate
 from iqa_ray.storage.parts import make_fingerprints
 from iqa_ray.storage.workspace import Workspace

@@ -14,7 +14,7 @@ from iqa_ray.cli import COMMANDS
 from iqa_ray.errors import UsageError
 from iqa_ray.selection import cutoffs
 from iqa_ray.selection.cutoffs import Cutoff, fit_cutoff, measure_separation
-from iqa_ray.selection.jobs import CutoffsJob
+from iqa_ray.selection.settings import CutoffsJob
 from iqa_ray.synthetic.dotcodes import make_dataset
 
 

@@ -15,14 +15,13 @@ from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.predictions.table import Origins, read_predictions, write_predictions
 from iqa_ray.selection.cutoffs import Cutoff, fit_cutoff
 from iqa_ray.selection.jobs import (
-    CutoffsJob,
-    SelectJob,
     describe_cutoffs,
     describe_selection,
     fit_cutoffs,
     read_cutoffs,
     write_cutoffs,
 )
+from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.storage.workspace import Workspace
 
 

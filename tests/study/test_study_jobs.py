@@ -16,7 +16,8 @@ from PIL import Image
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
 from iqa_ray.errors import UsageError
-from iqa_ray.selection.jobs import SelectJob, run_select
+from iqa_ray.selection.jobs import run_select
+from iqa_ray.selection.settings import SelectJob
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.study import jobs as study_jobs
 from iqa_ray.study.jobs import StudyJob, describe_study, run_study
