@@ -17,7 +17,7 @@ from math import inf
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from scipy.stats import rankdata
 
@@ -149,9 +149,9 @@ class _Axis:
         ends = self.sign * value_range[0], self.sign * value_range[1]
         return min(ends), max(ends)
 
-    def restore(self, oriented: float) -> float:
-        value = self.sign * oriented
-        return float(np.exp(value)) if self.scale == "log" else float(value)
+    def restore(self, oriented: ArrayLike) -> Floats:
+        value = self.sign * np.asarray(oriented, np.float64)
+        return np.exp(value) if self.scale == "log" else value
 
 
 def fit_cutoff(
@@ -195,12 +195,14 @@ def fit_cutoff(
     direction = name_direction(higher_is_better)
     counts = {"correct": int(correct.sum()), "incorrect": int((~correct).sum())}
     scale = choose_scale(value_range) if scale == "auto" else scale
-    reason = _find_obstacle(scores, correct, scale, min_wrong)
-    if reason is not None:
-        return Cutoff(None, direction, counts=counts, reason=reason)
     axis = _Axis.fit(scores, scale, higher_is_better)
     oriented = axis.orient(scores)
     right, wrong = oriented[correct], oriented[~correct]
+    reason = _find_obstacle(right, wrong, min_wrong)
+    if scale == "log" and (scores < 0).any():
+        reason = f"a log scale needs scores of at least 0, the lowest is {scores.min():.4g}"
+    if reason is not None:
+        return Cutoff(None, direction, counts=counts, reason=reason)
     curves = Curves(
         right,
         wrong,
@@ -214,43 +216,64 @@ def fit_cutoff(
         "counts": counts,
         "scale": scale,
         "bandwidths": {"correct": curves.widths[0], "incorrect": curves.widths[1]},
-        "medians": {"correct": axis.restore(medians[0]), "incorrect": axis.restore(medians[1])},
+        "medians": dict(zip(("correct", "incorrect"), axis.restore(medians).tolist(), strict=True)),
         "separation": measure_separation(right, wrong),
     }
     if not curves.is_fine:
-        widest, narrowest = max(map(np.ptp, (right, wrong))), min(curves.widths)
-        reason = f"scores spread over {widest / narrowest:,.0f} kernel widths, too many to resolve"
+        extent = np.ptp(oriented) / min(curves.widths)
+        reason = f"scores spread over {extent:,.0f} kernel widths, too many to resolve"
         return Cutoff(None, reason=reason, **known)
     masses = curves.bin_linearly()
     crossings = curves.find_crossings(*masses, curves.widths)
-    known["crossings"] = tuple(sorted(map(axis.restore, crossings.values)))
+    known["crossings"] = tuple(sorted(axis.restore(crossings.values).tolist()))
     best = crossings.best
     if best is None:
-        is_reversed = medians[1] >= medians[0]
-        side = "; incorrectly classified images have the better median" if is_reversed else ""
-        reason = f"the two densities do not cross from incorrect to correct{side}"
-        return Cutoff(None, reason=reason, **known)
+        side = "; incorrectly classified images have the better median"
+        reason = "the two densities do not cross from incorrect to correct"
+        return Cutoff(None, reason=reason + side * (medians[1] >= medians[0]), **known)
     value = float(crossings.values[best])
     known["youden"] = crossings.best_youden
     known["is_between_medians"] = medians[1] < value < medians[0]
     rng = np.random.default_rng(seed)
     if num_permutations:
-        known["p_value"] = p_value = measure_p_value(curves, num_permutations, rng)
-        if p_value >= MAX_P_VALUE:
-            reason = (
-                f"the best crossing is no better than chance (Youden index "
-                f"{crossings.best_youden:.3f}, p = {p_value:.2g})"
-            )
-            return Cutoff(None, reason=reason, **known)
-    if not num_resamples:
-        return Cutoff(axis.restore(value), **known)
-    found = _bootstrap(curves, masses, num_resamples, rng)
-    known["valid_share"] = share = len(found) / num_resamples
-    if share < MIN_VALID_SHARE:
-        reason = f"only {share:.0%} of resamples have such a crossing, {MIN_VALID_SHARE:.0%} needed"
-        return Cutoff(None, reason=reason, **known)
-    ends = sorted(map(axis.restore, np.percentile(found, [2.5, 97.5])))
-    return Cutoff(axis.restore(value), ci=(ends[0], ends[1]), **known)
+        known["p_value"] = measure_p_value(curves, num_permutations, rng)
+        reason = _find_chance(known["youden"], known["p_value"])
+    if num_resamples and reason is None:
+        found = _bootstrap(curves, masses, num_resamples, rng)
+        known["valid_share"] = share = len(found) / num_resamples
+        if share < MIN_VALID_SHARE:
+            reason = f"only {share:.0%} of resamples have a crossing, {MIN_VALID_SHARE:.0%} needed"
+        else:
+            known["ci"] = tuple(sorted(axis.restore(np.percentile(found, [2.5, 97.5])).tolist()))
+    return Cutoff(None if reason else float(axis.restore(value)), reason=reason, **known)
+
+
+def _find_chance(youden: float, p_value: float) -> str | None:
+    if p_value < MAX_P_VALUE:
+        return None
+    return f"no better than chance (Youden index {youden:.3f}, p = {p_value:.2g})"
+
+
+def tabulate_densities(
+    scores: Floats, correct: NDArray[np.bool_], cutoff: Cutoff, value_range: tuple[float, float]
+) -> tuple[Floats, Floats, Floats]:
+    """The two densities that `cutoff` was estimated from, for a figure.
+
+    Returns:
+        (n,) ascending scores, and the densities of the correctly and of the incorrectly classified
+        images there, on the cut-off's scale: per unit of score, or of its natural logarithm.
+    """
+    assert cutoff.scale is not None
+    assert cutoff.bandwidths is not None
+    axis = _Axis.fit(scores, cutoff.scale, cutoff.higher_is_better)
+    oriented = axis.orient(scores)
+    curves = Curves(oriented[correct], oriented[~correct], bounds=axis.orient_bounds(value_range))
+    right, wrong = (
+        curves.estimate_density(mass, cutoff.bandwidths[name])
+        for mass, name in zip(curves.bin_linearly(), ("correct", "incorrect"), strict=True)
+    )
+    order = slice(None, None, int(axis.sign))
+    return axis.restore(curves.grid)[order], right[order], wrong[order]
 
 
 def measure_separation(right: Floats, wrong: Floats) -> float:
@@ -260,15 +283,11 @@ def measure_separation(right: Floats, wrong: Floats) -> float:
     return rank_sum / (len(right) * len(wrong))
 
 
-def _find_obstacle(
-    scores: Floats, correct: NDArray[np.bool_], scale: Scale, min_wrong: int
-) -> str | None:
-    if scale == "log" and len(scores) and scores.min() < 0:
-        return f"a log scale needs scores of at least 0, the lowest is {scores.min():.4g}"
-    for name, chosen in (("incorrectly", ~correct), ("correctly", correct)):
-        if chosen.sum() < max(min_wrong, 2):
-            return f"only {chosen.sum()} {name} classified images, {max(min_wrong, 2)} are needed"
-        if np.ptp(scores[chosen]) == 0:
+def _find_obstacle(right: Floats, wrong: Floats, min_wrong: int) -> str | None:
+    for name, scores in (("incorrectly", wrong), ("correctly", right)):
+        if len(scores) < max(min_wrong, 2):
+            return f"only {len(scores)} {name} classified images, {max(min_wrong, 2)} are needed"
+        if np.ptp(scores) == 0:
             return f"all {name} classified images have the same score"
     return None
 

@@ -18,6 +18,8 @@ from scipy import fft
 from iqa_ray.selection.settings import Bandwidth, Weighting
 
 Floats = NDArray[np.float64]
+# images of one class in each cell of a grid, whole or shared between cells
+Masses = NDArray[Any]
 
 # The grid has this many points a kernel width: density errors stay below 1e-4 of the peak.
 _POINTS_PER_WIDTH = 32
@@ -26,7 +28,7 @@ _MAX_POINTS = 1 << 15
 # scores still farther out count in the shares of each class, but have no density.
 _MARGIN_WIDTHS = 5.0
 _MAX_SPREADS = 12.0
-# Where both curves are below this share of their peak, their crossing is rounding error.
+# Where both curves are below this share of their peak, their difference is rounding error.
 _FLOOR = 1e-4
 _NORMAL_IQR = 1.34  # interquartile range of a normal distribution of standard deviation 1
 
@@ -100,9 +102,9 @@ class Curves:
         self._classes = right, wrong
         self._rule, self._weighting = rule, weighting
         spreads = [measure_spread(scores) for scores in self._classes]
-        self.widths = tuple(
-            choose_width(spread, len(scores), rule)
-            for spread, scores in zip(spreads, self._classes, strict=True)
+        self.widths = (
+            choose_width(spreads[0], len(right), rule),
+            choose_width(spreads[1], len(wrong), rule),
         )
         low, high = self._find_window(spreads, bounds)
         points = int(np.ceil((high - low) / min(self.widths) * _POINTS_PER_WIDTH))
@@ -133,13 +135,13 @@ class Curves:
         high = min(high, bounds[1]) if bounds[1] >= highest else high
         return float(low), float(high)
 
-    def bin_linearly(self) -> tuple[Floats, Floats]:
+    def bin_linearly(self) -> tuple[Masses, Masses]:
         """Each class's mass in every cell, shared between the two nearest cell centres.
 
         Two arrays of (size + 2,): below the grid, its cells, above it.
         """
 
-        def bin_class(position: Floats) -> Floats:
+        def bin_class(position: Floats) -> Masses:
             cell = np.minimum(position.astype(np.int64), self._size - 2)
             fraction = position - cell
             mass = np.bincount(cell + 1, 1 - fraction, self._size + 2)
@@ -147,15 +149,15 @@ class Curves:
 
         return self._bin(bin_class)
 
-    def bin_whole(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def bin_whole(self) -> tuple[Masses, Masses]:
         """The same with each score in the one cell that it lies in: counts."""
 
-        def bin_class(position: Floats) -> NDArray[np.int64]:
+        def bin_class(position: Floats) -> Masses:
             return np.bincount(np.rint(position).astype(np.int64) + 1, minlength=self._size + 2)
 
         return self._bin(bin_class)
 
-    def _bin(self, bin_class: Callable[[Floats], NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _bin(self, bin_class: Callable[[Floats], Masses]) -> tuple[Masses, Masses]:
         low, high = self.grid[0] - self._step / 2, self.grid[-1] + self._step / 2
         masses = []
         for scores in self._classes:
@@ -165,7 +167,7 @@ class Curves:
             masses.append(mass)
         return masses[0], masses[1]
 
-    def choose_widths(self, right: NDArray[Any], wrong: NDArray[Any]) -> tuple[float, float] | None:
+    def choose_widths(self, right: Masses, wrong: Masses) -> tuple[float, float] | None:
         """Kernel widths of binned classes; None where the grid is too coarse for them."""
         widths = []
         for mass in (right, wrong):
@@ -183,14 +185,14 @@ class Curves:
             widths.append(choose_width(float(spread), float(mass.sum()), self._rule))
         return (widths[0], widths[1]) if min(widths) > self._step else None
 
-    def estimate_density(self, mass: NDArray[Any], width: float) -> Floats:
+    def estimate_density(self, mass: Masses, width: float) -> Floats:
         """The kernel density of one binned class at the cell centres; its area is 1."""
         kernel = np.exp(-0.5 * (self._frequencies * width) ** 2)
         smooth = fft.idct(fft.dct(mass[1:-1].astype(np.float64)) * kernel)
         return np.asarray(smooth) / (mass.sum() * self._step)
 
     def find_crossings(
-        self, right: NDArray[Any], wrong: NDArray[Any], widths: tuple[float, float]
+        self, right: Masses, wrong: Masses, widths: tuple[float, float]
     ) -> Crossings:
         """Where the densities of two binned classes cross."""
         num_right, num_wrong = right.sum(), wrong.sum()
@@ -201,17 +203,19 @@ class Curves:
             curve_wrong *= num_wrong
         higher = np.maximum(curve_right, curve_wrong)
         difference = curve_right - curve_wrong
-        is_ahead = difference >= 0
-        cells = np.flatnonzero(
-            (is_ahead[1:] != is_ahead[:-1]) & (higher[:-1] > _FLOOR * higher.max())
-        )
-        slope = difference[cells + 1] - difference[cells]
-        values = self.grid[cells] - difference[cells] / slope * self._step
+        # cells in which a density matters; both are rounding errors in a gap between two of them
+        used = np.flatnonzero(higher > _FLOOR * higher.max())
+        is_ahead = difference[used] >= 0
+        change = np.flatnonzero(is_ahead[1:] != is_ahead[:-1])
+        before, after = used[change], used[change + 1]
+        share = difference[before] / (difference[before] - difference[after])
+        share[after > before + 1] = 0.5  # the middle of the gap
+        values = self.grid[before] + share * (self.grid[after] - self.grid[before])
         # the mass of the cells up to the crossing's, and of all that lies below the grid
-        below = np.cumsum(wrong / num_wrong - right / num_right)[cells + 1]
-        return Crossings(values, slope > 0, below)
+        below = (np.cumsum(wrong) / num_wrong - np.cumsum(right) / num_right)[before + 1]
+        return Crossings(values, difference[after] >= 0, below)
 
-    def find_best(self, right: NDArray[Any], wrong: NDArray[Any]) -> tuple[float | None, float]:
+    def find_best(self, right: Masses, wrong: Masses) -> tuple[float | None, float]:
         """The best crossing of two binned classes, None without one, and its Youden index."""
         widths = self.choose_widths(right, wrong)
         if widths is None:
