@@ -1,38 +1,36 @@
 """Cut-offs: the quality at which a classifier begins to fail (Smith et al., section 3.1.2).
 
 For each metric, the densities of the scores of correctly and of incorrectly classified images
-are estimated with Gaussian kernels. Where the curves cross between the two medians, an image is
-as likely to come from either; that score is the metric's cut-off. Smith et al. take where the
-curves cross; kernels, weights, medians and the choice among crossings are ours.
+are estimated with Gaussian kernels. Where the curves cross and `correct` takes over as quality
+rises, an image is as likely to come from either; that score is the metric's cut-off, if it parts
+the classes better than chance and most resamples have such a crossing. Smith et al. take where the
+curves cross; kernels, scale, weights, tests and the choice among crossings are ours.
 
-Everything here works on *oriented* scores (higher is better) and gives values back in the
-metric's own direction.
+Cut-offs and scores are in the metric's own direction and units.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import inf
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from scipy import fft
 from scipy.stats import rankdata
 
 from iqa_ray.errors import UsageError
-from iqa_ray.selection.settings import Bandwidth, Weighting
+from iqa_ray.selection.densities import Curves, Floats
+from iqa_ray.selection.settings import Bandwidth, Scale, Weighting
 
-Floats = NDArray[np.float64]
 Direction = Literal["higher_is_better", "lower_is_better"]
 
-# the curves are tabulated at this many points a bandwidth, and this far beyond the data
-_POINTS_PER_BANDWIDTH = 32
-_MARGIN_BANDWIDTHS = 5.0
-_MAX_POINTS = 1 << 17
-# where both curves are below this share of their peak, their crossing is rounding error
-_FLOOR = 1e-4
+MAX_P_VALUE = 0.01
+MIN_VALID_SHARE = 0.8
+# the permutation test stops when this many permutations are as good as the observed classes
+_MAX_EXCEEDING = 20
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,8 @@ class Cutoff:
         direction: `higher_is_better` or `lower_is_better`; an image is low when its score is on
             the worse side of `value`, strictly.
         source: `kde`, or `manual` for one set by hand.
-        bandwidths: of the kernels of the `correct` and the `incorrect` class, in score units.
+        bandwidths: of the kernels of the `correct` and the `incorrect` class, in units of the
+            scale that the densities were estimated on.
         medians: of the two classes.
         crossings: every score at which the two curves cross, ascending.
         ci: bootstrap 95% interval of `value`, ascending; None if it could not be had.
@@ -54,6 +53,11 @@ class Cutoff:
         counts: images of each class.
         reason: why there is no cut-off; None with one.
         version: of the metric whose scores it was learnt on; None where it is not on record.
+        scale: `raw` or `log`: densities of the scores or of their logarithms.
+        youden: share of the incorrectly minus share of the correctly classified images that the
+            best crossing rejects, in [0, 1].
+        p_value: of a Youden index at least as large if scores and correctness were unrelated.
+        is_between_medians: whether the best crossing lies between the two classes' medians.
     """
 
     # of `from_json`
@@ -71,6 +75,10 @@ class Cutoff:
     counts: dict[str, int] | None = None
     reason: str | None = None
     version: str | None = None
+    scale: Scale | None = None
+    youden: float | None = None
+    p_value: float | None = None
+    is_between_medians: bool | None = None
 
     @property
     def higher_is_better(self) -> bool:
@@ -108,67 +116,164 @@ def name_direction(higher_is_better: bool) -> Direction:
     return "higher_is_better" if higher_is_better else "lower_is_better"
 
 
+def choose_scale(value_range: tuple[float, float]) -> Scale:
+    """`log` for metrics of range (0, ∞), whose scores spread over orders of magnitude."""
+    return "log" if value_range == (0.0, inf) else "raw"
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """From scores to the oriented axis on which densities are estimated, and back.
+
+    `floor` stands for scores of 0 on a log scale: the smallest score above 0.
+    """
+
+    scale: Scale
+    sign: float
+    floor: float
+
+    @classmethod
+    def fit(cls, scores: Floats, scale: Scale, higher_is_better: bool) -> _Axis:
+        positive = scores[scores > 0]
+        floor = float(positive.min()) if len(positive) else 1.0
+        return cls(scale, 1.0 if higher_is_better else -1.0, floor)
+
+    def orient(self, scores: Floats) -> Floats:
+        if self.scale == "log":
+            scores = np.log(np.maximum(scores, self.floor))
+        return self.sign * scores
+
+    def orient_bounds(self, value_range: tuple[float, float]) -> tuple[float, float]:
+        if self.scale == "log":
+            return -inf, inf
+        ends = self.sign * value_range[0], self.sign * value_range[1]
+        return min(ends), max(ends)
+
+    def restore(self, oriented: ArrayLike) -> Floats:
+        value = self.sign * np.asarray(oriented, np.float64)
+        return np.exp(value) if self.scale == "log" else value
+
+
 def fit_cutoff(
     scores: Floats,
     correct: NDArray[np.bool_],
     higher_is_better: bool,
     *,
+    value_range: tuple[float, float] = (-inf, inf),
+    scale: Scale | Literal["auto"] = "auto",
     bandwidth: Bandwidth = "scott",
     weighting: Weighting = "equal",
     min_wrong: int = 10,
     num_resamples: int = 1000,
+    num_permutations: int = 999,
     seed: int = 0,
 ) -> Cutoff:
     """Fit the cut-off of one metric.
+
+    Of the crossings where `correct` takes over as quality rises, the one with the largest Youden
+    index is taken. It counts if that index exceeds chance (permutation test of the same maximum,
+    p < 0.01) and at least 80% of the bootstrap resamples have such a crossing.
 
     Args:
         scores: (n,) finite scores of the metric.
         correct: (n,) whether the classifier was right about each image.
         higher_is_better: the metric's direction.
-        bandwidth: rule for the kernels' width, or the factor of each class's standard deviation.
+        value_range: of the metric; a density has no mass beyond it.
+        scale: `log` estimates densities of log scores, `auto` does so for range (0, ∞). A score of
+            0 then counts as the smallest one above 0.
+        bandwidth: rule for the kernels' width, or the factor of each class's spread.
         weighting: `equal` compares densities of equal area; `prior` weights each by its class's
             size, so that the curves cross where right and wrong are equally likely.
         min_wrong: fewer incorrectly (or correctly) classified images give no cut-off.
-        num_resamples: bootstrap resamples, drawn within each class.
-        seed: of the bootstrap.
+        num_resamples: bootstrap resamples, drawn within each class; 0 leaves the bootstrap out.
+        num_permutations: at most; 0 leaves the test out.
+        seed: of bootstrap and permutations.
 
     Returns:
         The cut-off; one without a value says why in its `reason`.
     """
-    sign = 1.0 if higher_is_better else -1.0
-    right, wrong = sign * scores[correct], sign * scores[~correct]
     direction = name_direction(higher_is_better)
-    counts = {"correct": len(right), "incorrect": len(wrong)}
+    counts = {"correct": int(correct.sum()), "incorrect": int((~correct).sum())}
+    scale = choose_scale(value_range) if scale == "auto" else scale
+    axis = _Axis.fit(scores, scale, higher_is_better)
+    oriented = axis.orient(scores)
+    right, wrong = oriented[correct], oriented[~correct]
     reason = _find_obstacle(right, wrong, min_wrong)
+    if scale == "log" and (scores < 0).any():
+        reason = f"a log scale needs scores of at least 0, the lowest is {scores.min():.4g}"
     if reason is not None:
         return Cutoff(None, direction, counts=counts, reason=reason)
-    widths = _bandwidth_of(right, bandwidth), _bandwidth_of(wrong, bandwidth)
+    curves = Curves(
+        right,
+        wrong,
+        bounds=axis.orient_bounds(value_range),
+        rule=bandwidth,
+        weighting=weighting,
+    )
     medians = float(np.median(right)), float(np.median(wrong))
     known: dict[str, Any] = {
         "direction": direction,
         "counts": counts,
-        "bandwidths": {"correct": widths[0], "incorrect": widths[1]},
-        "medians": {"correct": sign * medians[0], "incorrect": sign * medians[1]},
+        "scale": scale,
+        "bandwidths": {"correct": curves.widths[0], "incorrect": curves.widths[1]},
+        "medians": dict(zip(("correct", "incorrect"), axis.restore(medians).tolist(), strict=True)),
         "separation": measure_separation(right, wrong),
     }
-    if medians[1] >= medians[0]:
-        reason = "incorrectly classified images do not have the worse median: wrong side"
+    if not curves.is_fine:
+        extent = np.ptp(oriented) / min(curves.widths)
+        reason = f"scores spread over {extent:,.0f} kernel widths, too many to resolve"
         return Cutoff(None, reason=reason, **known)
-    curves = _Curves(right, wrong, _POINTS_PER_BANDWIDTH, bandwidth, weighting)
-    ones = np.ones(len(right)), np.ones(len(wrong))
-    crossings, value = curves.find_cutoff(*ones, *widths, *medians)
-    known["crossings"] = tuple(sorted(sign * crossing for crossing in crossings))
-    if value is None:
-        between = " between the medians" if crossings else ""
-        reason = f"the two densities do not cross{between} from incorrect to correct"
-        return Cutoff(None, reason=reason, **known)
-    found = _bootstrap(curves, num_resamples, seed)
-    ci = None
-    if len(found):
-        ends = sorted(float(end) for end in sign * np.percentile(found, [2.5, 97.5]))
-        ci = (ends[0], ends[1])
-    share = len(found) / num_resamples if num_resamples else None
-    return Cutoff(sign * value, ci=ci, valid_share=share, **known)
+    masses = curves.bin_linearly()
+    crossings = curves.find_crossings(*masses, curves.widths)
+    known["crossings"] = tuple(sorted(axis.restore(crossings.values).tolist()))
+    best = crossings.best
+    if best is None:
+        side = "; incorrectly classified images have the better median"
+        reason = "the two densities do not cross from incorrect to correct"
+        return Cutoff(None, reason=reason + side * (medians[1] >= medians[0]), **known)
+    value = float(crossings.values[best])
+    known["youden"] = crossings.best_youden
+    known["is_between_medians"] = medians[1] < value < medians[0]
+    rng = np.random.default_rng(seed)
+    if num_permutations:
+        known["p_value"] = measure_p_value(curves, num_permutations, rng)
+        reason = _find_chance(known["youden"], known["p_value"])
+    if num_resamples and reason is None:
+        found = _bootstrap(curves, masses, num_resamples, rng)
+        known["valid_share"] = share = len(found) / num_resamples
+        if share < MIN_VALID_SHARE:
+            reason = f"only {share:.0%} of resamples have a crossing, {MIN_VALID_SHARE:.0%} needed"
+        else:
+            known["ci"] = tuple(sorted(axis.restore(np.percentile(found, [2.5, 97.5])).tolist()))
+    return Cutoff(None if reason else float(axis.restore(value)), reason=reason, **known)
+
+
+def _find_chance(youden: float, p_value: float) -> str | None:
+    if p_value < MAX_P_VALUE:
+        return None
+    return f"no better than chance (Youden index {youden:.3f}, p = {p_value:.2g})"
+
+
+def tabulate_densities(
+    scores: Floats, correct: NDArray[np.bool_], cutoff: Cutoff, value_range: tuple[float, float]
+) -> tuple[Floats, Floats, Floats]:
+    """The two densities that `cutoff` was estimated from, for a figure.
+
+    Returns:
+        (n,) ascending scores, and the densities of the correctly and of the incorrectly classified
+        images there, on the cut-off's scale: per unit of score, or of its natural logarithm.
+    """
+    assert cutoff.scale is not None
+    assert cutoff.bandwidths is not None
+    axis = _Axis.fit(scores, cutoff.scale, cutoff.higher_is_better)
+    oriented = axis.orient(scores)
+    curves = Curves(oriented[correct], oriented[~correct], bounds=axis.orient_bounds(value_range))
+    right, wrong = (
+        curves.estimate_density(mass, cutoff.bandwidths[name])
+        for mass, name in zip(curves.bin_linearly(), ("correct", "incorrect"), strict=True)
+    )
+    order = slice(None, None, int(axis.sign))
+    return axis.restore(curves.grid)[order], right[order], wrong[order]
 
 
 def measure_separation(right: Floats, wrong: Floats) -> float:
@@ -187,113 +292,48 @@ def _find_obstacle(right: Floats, wrong: Floats, min_wrong: int) -> str | None:
     return None
 
 
-def _bandwidth_of(scores: Floats, rule: Bandwidth, weights: Floats | None = None) -> float:
-    """Kernel width in score units: the rule's factor (d = 1) times the standard deviation."""
-    if weights is None:
-        size, deviation = len(scores), float(np.std(scores, ddof=1))
-    else:
-        size = int(weights.sum())
-        mean = float(weights @ scores) / size
-        deviation = float(np.sqrt(weights @ (scores - mean) ** 2 / (size - 1)))
-    if rule == "scott":
-        factor = size ** (-1 / 5)
-    elif rule == "silverman":
-        factor = (size * 3 / 4) ** (-1 / 5)
-    else:
-        factor = float(rule)
-    return factor * deviation
+def measure_p_value(curves: Curves, num_permutations: int, rng: np.random.Generator) -> float:
+    """p-value of the best crossing's Youden index under permutations of right and wrong.
 
-
-class _Curves:
-    """Both classes binned on one grid, so that a density is one Fourier transform.
-
-    Linear binning on a grid of 1/32 bandwidth changes a density by less than 1e-4 of its peak.
+    The maximum over crossings is taken anew in each permutation. Testing stops early when the
+    answer is clear, at which point p is the share of permutations that are as good (Besag and
+    Clifford, Biometrika 78(2), 1991).
     """
-
-    def __init__(
-        self,
-        right: Floats,
-        wrong: Floats,
-        points_per_bandwidth: int,
-        bandwidth: Bandwidth,
-        weighting: Weighting,
-    ) -> None:
-        self.right, self.wrong = right, wrong
-        self._rule, self._weighting = bandwidth, weighting
-        widths = [_bandwidth_of(scores, bandwidth) for scores in (right, wrong)]
-        margin = _MARGIN_BANDWIDTHS * max(widths)
-        low = min(right.min(), wrong.min()) - margin
-        high = max(right.max(), wrong.max()) + margin
-        points = int(np.ceil((high - low) / min(widths) * points_per_bandwidth)) + 1
-        self._grid = np.linspace(low, high, min(max(points, 1024), _MAX_POINTS))
-        self._step = self._grid[1] - self._grid[0]
-        # twice the length, so that the circular convolution does not wrap around
-        self._length = fft.next_fast_len(2 * len(self._grid), real=True)
-        self._omega = 2 * np.pi * np.fft.rfftfreq(self._length, self._step)
-        self._places = [self._place(scores) for scores in (right, wrong)]
-
-    def _place(self, scores: Floats) -> tuple[NDArray[np.int64], Floats]:
-        position = (scores - self._grid[0]) / self._step
-        cell = np.minimum(position.astype(np.int64), len(self._grid) - 2)
-        return cell, position - cell
-
-    def _density(self, which: int, weights: Floats, width: float) -> Floats:
-        cell, fraction = self._places[which]
-        size = len(self._grid)
-        mass = np.bincount(cell, weights * (1 - fraction), size)
-        mass += np.bincount(cell + 1, weights * fraction, size)
-        kernel = np.exp(-0.5 * (self._omega * width) ** 2)
-        density = fft.irfft(fft.rfft(mass, self._length) * kernel, self._length)[:size]
-        return np.asarray(density) / (weights.sum() * self._step)
-
-    def find_cutoff(
-        self,
-        right_weights: Floats,
-        wrong_weights: Floats,
-        right_width: float,
-        wrong_width: float,
-        right_median: float,
-        wrong_median: float,
-    ) -> tuple[list[float], float | None]:
-        """Every crossing, and the one between the medians where `correct` takes over.
-
-        If there are several such, the one that parts the classes best (Youden's index).
-        """
-        right = self._density(0, right_weights, right_width)
-        wrong = self._density(1, wrong_weights, wrong_width)
-        if self._weighting == "prior":
-            right *= right_weights.sum()
-            wrong *= wrong_weights.sum()
-        matters = np.maximum(right, wrong) > _FLOOR * max(right.max(), wrong.max())
-        difference = right - wrong
-        change = np.sign(difference[:-1]) * np.sign(difference[1:]) < 0
-        cells = np.flatnonzero(change & matters[:-1])
-        slope = difference[cells + 1] - difference[cells]
-        crossings = self._grid[cells] - difference[cells] / slope * self._step
-        rising = (slope > 0) & (crossings > wrong_median) & (crossings < right_median)
-        if not rising.any():
-            return crossings.tolist(), None
-        gain = -np.cumsum(difference)[cells]
-        best = np.argmax(np.where(rising, gain, -np.inf))
-        return crossings.tolist(), float(crossings[best])
-
-    def resample(self, rng: np.random.Generator) -> float | None:
-        """The cut-off of one bootstrap resample; None if it has no valid crossing."""
-        weights, widths, medians = [], [], []
-        for scores in (self.right, self.wrong):
-            size = len(scores)
-            chosen = rng.integers(size, size=size)
-            count = np.bincount(chosen, minlength=size).astype(np.float64)
-            weights.append(count)
-            widths.append(_bandwidth_of(scores, self._rule, count))
-            medians.append(float(np.median(scores[chosen])))
-        if min(widths) <= self._step or medians[1] >= medians[0]:
-            return None
-        return self.find_cutoff(weights[0], weights[1], *widths, *medians)[1]
+    right, wrong = curves.bin_whole()
+    _, observed = curves.find_best(right, wrong)
+    totals = right + wrong
+    used = np.flatnonzero(totals)
+    exceeding = 0
+    for number in range(1, num_permutations + 1):
+        permuted = np.zeros_like(totals)
+        permuted[used] = rng.multivariate_hypergeometric(
+            totals[used], right.sum(), method="marginals"
+        )
+        exceeding += curves.find_best(permuted, totals - permuted)[1] >= observed
+        if exceeding == _MAX_EXCEEDING:
+            return exceeding / number
+    return (exceeding + 1) / (num_permutations + 1)
 
 
-def _bootstrap(curves: _Curves, num_resamples: int, seed: int) -> Floats:
-    """Cut-offs of those resamples that have one."""
-    rng = np.random.default_rng(seed)
-    found = (curves.resample(rng) for _ in range(num_resamples))
-    return np.array([value for value in found if value is not None])
+def _bootstrap(
+    curves: Curves, masses: tuple[Floats, Floats], num_resamples: int, rng: np.random.Generator
+) -> Floats:
+    """Oriented cut-offs of those resamples that have one.
+
+    The binned classes are resampled, so that the cost does not depend on the number of images.
+    """
+    parts = []
+    for mass in masses:
+        used = np.flatnonzero(mass)
+        parts.append((used, round(mass.sum()), mass[used] / mass[used].sum()))
+    found = []
+    for _ in range(num_resamples):
+        resampled = []
+        for used, size, shares in parts:
+            counts = np.zeros(len(masses[0]))
+            counts[used] = rng.multinomial(size, shares)
+            resampled.append(counts)
+        value, _ = curves.find_best(*resampled)
+        if value is not None:
+            found.append(value)
+    return np.array(found)

@@ -175,6 +175,8 @@ def _fit(
         joined["score"].to_numpy(np.float64),
         joined["correct"].to_numpy(bool),
         spec.higher_is_better,
+        value_range=spec.range,
+        scale=job.scale,
         bandwidth=job.bandwidth,
         weighting=job.weighting,
         min_wrong=job.min_wrong,
@@ -186,17 +188,18 @@ def _fit(
 def describe_cutoffs(entries: dict[str, Any]) -> str:
     """The cut-offs as a table for people."""
     lines = [
-        f"{'metric':10} {'better':7} {'cut-off':>9} {'95% interval':>19} {'valid':>6} {'AUC':>6} "
-        f"{'right':>6} {'wrong':>6} {'bandwidths':>15}  note"
+        f"{'metric':10} {'better':7} {'scale':5} {'cut-off':>9} {'95% interval':>19} {'valid':>6} "
+        f"{'Youden':>6} {'p':>6} {'AUC':>6} {'right':>6} {'wrong':>6} {'bandwidths':>15}  note"
     ]
     for name, entry in entries.items():
         counts, widths = entry["counts"] or {}, entry["bandwidths"]
         cells = [
-            f"{name:10} {entry['direction'].split('_')[0]:7}",
+            f"{name:10} {entry['direction'].split('_')[0]:7} {entry['scale'] or '–':5}",
             f"{_show(entry['value'], 'none'):>9}",
             f"{' … '.join(map(_show, entry['ci'])) if entry['ci'] else '–':>19}",
-            f"{'–' if entry['valid_share'] is None else format(entry['valid_share'], '.0%'):>6}",
-            f"{'–' if entry['separation'] is None else format(entry['separation'], '.3f'):>6}",
+            f"{_show(entry['valid_share'], form='.0%'):>6}",
+            f"{_show(entry['youden'], form='.3f'):>6} {_show(entry['p_value'], form='.2g'):>6}",
+            f"{_show(entry['separation'], form='.3f'):>6}",
             f"{counts.get('correct', '–'):>6} {counts.get('incorrect', '–'):>6}",
             f"{' / '.join(map(_show, widths.values())) if widths else '–':>15}",
             f" {_note(entry)}",
@@ -205,8 +208,8 @@ def describe_cutoffs(entries: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _show(value: float | None, without: str = "–") -> str:
-    return without if value is None else f"{value:.4g}"
+def _show(value: float | None, without: str = "–", *, form: str = ".4g") -> str:
+    return without if value is None else format(value, form)
 
 
 def _note(entry: dict[str, Any]) -> str:
@@ -214,7 +217,8 @@ def _note(entry: dict[str, Any]) -> str:
         return "set by hand"
     others = [_show(value) for value in entry["crossings"] if value != entry["value"]]
     crossings = f"curves also cross at {', '.join(others)}" if others else ""
-    return "; ".join(filter(None, [entry["reason"], crossings]))
+    outside = "" if entry["is_between_medians"] in (None, True) else "outside the two medians"
+    return "; ".join(filter(None, [entry["reason"], outside, crossings]))
 
 
 def run_select(job: SelectJob) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from iqa_ray.config import WorkspaceJob
 
 Weighting = Literal["equal", "prior"]
 Bandwidth = Literal["scott", "silverman"] | float
+Scale = Literal["raw", "log"]
 Rule = Literal["majority", "any", "all"] | int
 
 
@@ -23,9 +24,15 @@ class CutoffsJob(WorkspaceJob):
     metrics: tuple[str, ...] = Field(
         default=(), description="metrics, separated by commas (default: all that have scores)"
     )
+    scale: Scale | Literal["auto"] = Field(
+        default="auto",
+        description="densities of the scores (raw) or of their logarithms (log); auto: log for "
+        "metrics of range (0, inf)",
+    )
     bandwidth: Bandwidth = Field(
         default="scott",
-        description="kernel width: scott, silverman, or a factor of the standard deviation",
+        description="kernel width: scott, silverman, or a factor of each class's spread, which is "
+        "the smaller of standard deviation and IQR/1.34",
     )
     weighting: Weighting = Field(
         default="equal",
@@ -40,7 +47,7 @@ class CutoffsJob(WorkspaceJob):
         description="set a metric's cut-off by hand, such as lapm=2.6; repeatable; it holds for "
         "images of one size",
     )
-    seed: int = Field(default=0, ge=0, description="seed of the bootstrap")
+    seed: int = Field(default=0, ge=0, description="seed of bootstrap and permutations")
 
     _metrics = field_validator("metrics")(_drop_repeated)
 

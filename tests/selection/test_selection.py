@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def test_each_metric_is_fitted_to_its_scores_of_right_and_wrong_predictions(judg
     given = {"bandwidth": 0.5, "weighting": "prior", "min_wrong": 9, "seed": 3}
     found = fit(judged, **given)
     assert list(found) == ["lapm", "wavs"]
-    expected = fit_cutoff(scores.to_numpy(), correct, True, **given)
+    expected = fit_cutoff(scores.to_numpy(), correct, True, value_range=(0.0, math.inf), **given)
+    assert expected.scale == "log"
     for name, entry in found.items():
         assert entry.version == "1"
         assert entry.counts == {"correct": 12, "incorrect": 10}
@@ -173,8 +175,9 @@ def test_predictions_of_another_content_do_not_count(judged, capsys):
 def test_the_table_of_cutoffs():
     fitted = Cutoff(
         100.5, "higher_is_better", bandwidths={"correct": 8.0, "incorrect": 9.25},
-        crossings=(-3.0, 100.5, 200.0), ci=(95.0, 105.25), valid_share=0.625, separation=0.75,
-        counts={"correct": 12, "incorrect": 10},
+        crossings=(-3.0, 100.5, 200.0), ci=(95.0, 105.25), valid_share=0.875, separation=0.75,
+        counts={"correct": 12, "incorrect": 10}, scale="log", youden=0.5, p_value=0.001,
+        is_between_medians=False,
     )  # fmt: skip
     entries = {
         "lapm": fitted.to_json(),
@@ -183,13 +186,13 @@ def test_the_table_of_cutoffs():
         "lapv": Cutoff(7.0, "higher_is_better", crossings=(7.0,)).to_json(),
     }
     lines = describe_cutoffs(entries).splitlines()
-    cells = [re.split(" {2,}| / ", line) for line in lines]
+    cells = [re.split(" {2,}| / |(?<=higher) |(?<=lower) |(?<=%) ", line) for line in lines]
     assert cells[1:] == [
-        ["lapm", "higher", "100.5", "95 … 105.2", "62%", "0.750", "12", "10", "8", "9.25",
-         "curves also cross at -3, 200"],
-        ["niqe", "lower", "none", *"––––––", "too few; curves also cross at 1"],
-        ["wavs", "higher", "7", *"––––––", "set by hand"],
-        ["lapv", "higher", "7", *"––––––"],
+        ["lapm", "higher", "log", "100.5", "95 … 105.2", "88%", "0.500", "0.001", "0.750", "12",
+         "10", "8", "9.25", "outside the two medians; curves also cross at -3, 200"],
+        ["niqe", "lower", "–", "none", *"––––––––", "too few; curves also cross at 1"],
+        ["wavs", "higher", "–", "7", *"––––––––", "set by hand"],
+        ["lapv", "higher", "–", "7", *"––––––––"],
     ]  # fmt: skip
     for title, cell in {"cut-off": "100.5", "AUC": "0.750", "bandwidths": "9.25"}.items():
         assert lines[0].index(title) + len(title) == lines[1].index(cell) + len(cell)
