@@ -8,7 +8,6 @@ intervals, and confidence and accuracy are averaged along the score.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,13 +36,15 @@ class Bin:
     """Images of neighbouring scores.
 
     Attributes:
-        score_low, score_high: worst and best score among them, in the metric's own units.
+        score_low, score_median, score_high: the worst score among them, the one in the middle and
+            the best, in the metric's own units.
         num_images: how many there are.
         confidence: their mean confidence.
         accuracy, accuracy_low, accuracy_high: the classifier's, with Wilson's 95% interval.
     """
 
     score_low: float
+    score_median: float
     score_high: float
     num_images: int
     confidence: float
@@ -162,10 +163,11 @@ def _describe_bin(
 ) -> Bin:
     num_right, total = int(correct.sum()), len(correct)
     low, high = bound_share(num_right, total)
-    ends: list[Any] = [float(scores.min()), float(scores.max())]
-    worst, best = ends if higher_is_better else reversed(ends)
+    least, most = float(scores.min()), float(scores.max())
+    worst, best = (least, most) if higher_is_better else (most, least)
     return Bin(
         score_low=worst,
+        score_median=float(np.median(scores)),
         score_high=best,
         num_images=total,
         confidence=float(confidence.mean()),

@@ -115,7 +115,7 @@ def test_bins_hold_equally_many_images_from_worst_to_best():
     bins = relate(np.arange(40)[rows], confidence[rows], correct[rows]).bins
     assert [part.num_images for part in bins] == [4] * 10
     assert (bins[0].score_low, bins[0].score_high) == (0, 3)
-    assert (bins[9].score_low, bins[9].score_high) == (36, 39)
+    assert (bins[9].score_low, bins[9].score_median, bins[9].score_high) == (36, 37.5, 39)
     assert [part.accuracy for part in bins] == [0, 0, 0, 0, 0.5, 1, 1, 1, 1, 1]
     assert bins[4].confidence == pytest.approx(confidence[16:20].mean())
     interval = stats.binomtest(2, 4).proportion_ci(0.95, method="wilson")
