@@ -35,8 +35,7 @@ def measure_balance(selection: pd.DataFrame) -> pd.DataFrame:
         would lose a number as far from what it should, or farther (exact hypergeometric test,
         twice the smaller tail), adjusted for the number of classes by Holm.
     """
-    labelled = selection.loc[selection["label"].notna(), ["label", "keep"]]
-    kept = labelled.groupby("label")["keep"].agg(["size", "sum"])
+    kept = selection.groupby("label")["keep"].agg(["size", "sum"])
     num_images = kept["size"].to_numpy(np.int64)
     num_rejected = num_images - kept["sum"].to_numpy(np.int64)
     blindly = stats.hypergeom(num_images.sum(), num_rejected.sum(), num_images)
@@ -99,7 +98,8 @@ def keep_best(
     """
     labels, keep = selection["label"], selection["keep"]
     num_kept = keep.groupby(labels).transform("sum")
-    candidates = pd.Series(ranks, selection.index)[~keep & labels.notna() & ~np.isnan(ranks)]
+    candidates = pd.Series(ranks, selection.index)[~keep]
+    # NaN, which is no place, for an image without a rank or a label
     place = candidates.groupby(labels).rank(method="first", ascending=False)
     saved = place.index[place <= min_per_class - num_kept[place.index]]
     selection = selection.copy()

@@ -89,7 +89,7 @@ def order_by_votes(num_low: NDArray[np.int64], ranks: Floats) -> Floats:
 def _spread_numbers(num_images: int) -> NDArray[np.int64]:
     """Numbers of images, evenly spread and ascending to all of them."""
     count = min(num_images, _MAX_POINTS)
-    return -(-np.arange(1, count + 1) * num_images // count)
+    return np.arange(1, count + 1) * num_images // count
 
 
 def _count_wrong(quality: Floats, wrong: NDArray[np.bool_]) -> tuple[Floats, Floats]:

@@ -82,16 +82,16 @@ def test_a_class_that_is_blurred_more_is_named_in_at_least_95_percent_of_runs():
     rng = np.random.default_rng(0)
     sizes = [60] * 10
     found = 0
-    for _ in range(300):
-        warnings = describe_imbalance(measure_balance(draw_selection(rng, sizes, 0.8)))
+    for _ in range(200):
+        warnings = describe_imbalance(measure_balance(draw_selection(rng, sizes, 1.0)))
         found += any("class 0 (" in warning for warning in warnings)
-    assert found >= 0.95 * 300
+    assert found >= 0.95 * 200
 
 
 @pytest.mark.parametrize("sizes", [[60] * 10, [500, 20, 20, 20], [300, 300], [12] * 100])
 def test_without_a_relation_at_most_5_percent_of_runs_warn(sizes):
     rng = np.random.default_rng(1)
-    num_runs = 300
+    num_runs = 200
     alarms = sum(
         bool(describe_imbalance(measure_balance(draw_selection(rng, sizes, 0.0))))
         for _ in range(num_runs)
@@ -162,6 +162,7 @@ def test_a_class_keeps_its_best_ones_though_outvoted():
     assert selection["keep"].tolist() == [True, True, False, False, False, False]
     kept = keep_best(selection, rank_images(selection, CUTOFFS), 2)
     assert kept["keep"].tolist() == [True, True, False, True, True, False]
+    assert selection["keep"].sum() == 2  # as it was
     assert kept["reason"][3] == (
         "kept for --min-per-class 2, though low in 2 of 2: lapm 3 < 10, niqe 7 > 5"
     )
