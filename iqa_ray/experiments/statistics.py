@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from iqa_ray.experiments.splits import REMOVED
+from iqa_ray.selection.significance import adjust_holm
 
 Floats = NDArray[np.float64]
 
@@ -109,20 +110,6 @@ def _test_signed_ranks(differences: Floats) -> float:
     positive = int(ranks[differences > 0].sum())
     smaller = min(positive, int(ranks.sum()) - positive)
     return min(1.0, 2 * float(probabilities[: smaller + 1].sum()))
-
-
-def adjust_holm(p_values: Floats) -> Floats:
-    """Holm's step-down adjustment of (n,) p values for testing all of them.
-
-    The smallest is multiplied by n, the next one by n - 1 and so on; none may be smaller than the
-    one before it, nor exceed 1. A NaN was not tested: it stays, and does not count.
-    """
-    adjusted = np.full(len(p_values), np.nan)
-    tested = np.flatnonzero(~np.isnan(p_values))
-    order = tested[np.argsort(p_values[tested], kind="stable")]
-    factors = np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(factors * p_values[order]), 1)
-    return adjusted
 
 
 def summarise_arms(runs: pd.DataFrame) -> pd.DataFrame:

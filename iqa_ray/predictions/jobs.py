@@ -87,7 +87,7 @@ def _train_and_predict(
         names = ", ".join(sorted(lost))
         log(f"labels without a training image that can be read are not judged: {names}")
     parts = workspace.parts(parts_folder(model.key)).read(
-        ["image_id", "predicted", "confidence", "content_hash"]
+        ["image_id", "predicted", "confidence", "probability_true", "content_hash"]
     )
     assert parts is not None, "every chosen image has a row"
     frame = chosen.select(["image_id", "path", "label"]).to_pandas()
@@ -274,7 +274,7 @@ def predict(workspace: str, predictions: str | None = None, **settings: Any) -> 
         settings: further settings of `PredictJob`, such as `backbone`, `split` or `train_images`.
 
     Returns:
-        The columns of PREDICTIONS_SCHEMA: image_id, path, label, predicted, confidence, correct.
+        image_id, path, label, predicted, confidence, probability_true (if it is known), correct.
 
     Raises:
         ValueError: unusable input (an `iqa_ray.errors.UsageError`).

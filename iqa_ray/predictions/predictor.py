@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import compute as pc
 
 from iqa_ray.cluster import connection
 from iqa_ray.cluster.capacity import Resources
@@ -27,8 +28,19 @@ def model_file(key: str) -> str:
 
 
 def parts_folder(key: str) -> str:
-    """Where the workspace keeps a model's predictions."""
-    return f"predictions/model={key}"
+    """Where the workspace keeps a model's predictions; version 1 had no `probability_true`."""
+    return f"predictions/model={key}/version=2"
+
+
+def _name_labels(images: pa.Table) -> pa.Table:
+    """`images` with ids that say the labels as well, for fingerprints.
+
+    A prediction holds the probability of the label that the image had. So one of an image that
+    has another label now does not count as done.
+    """
+    labels = pc.fill_null(images.column("label"), "")
+    ids = pc.binary_join_element_wise(images.column("image_id"), labels, " ")
+    return images.set_column(images.schema.get_field_index("image_id"), "image_id", ids)
 
 
 class ShardPredictor:
@@ -59,15 +71,19 @@ class ShardPredictor:
         unreadable = np.array([content is None for content in hashes])
         probabilities = loop.predict_probabilities(self._model, loaded)
         names = np.array(self._classes, dtype=object)[probabilities.argmax(1)]
+        true = pc.index_in(images.column("label"), value_set=pa.array(self._classes, pa.string()))
+        of_true = probabilities[np.arange(len(paths)), pc.fill_null(true, 0).to_numpy()]
+        is_unknown = unreadable | pc.is_null(true).to_numpy()
         columns = {
             "image_id": images.column("image_id"),
             "path": images.column("path"),
             "predicted": pa.array(names, pa.string(), mask=unreadable),
             "confidence": pa.array(probabilities.max(1).astype(np.float64), mask=unreadable),
+            "probability_true": pa.array(of_true.astype(np.float64), mask=is_unknown),
             "content_hash": pa.array(hashes, pa.string()),
         }
         is_unread = np.isin(np.arange(len(paths)), unread)
-        fingerprints = mark_missing(fingerprints, images, is_unread, self._key)
+        fingerprints = mark_missing(fingerprints, _name_labels(images), is_unread, self._key)
         self._parts.write(pa.table(columns), fingerprints, self._key)
         return len(paths)
 
@@ -85,12 +101,12 @@ def predict_missing(
         IncompleteError: some have none; the next run goes on.
     """
     parts = workspace.parts(parts_folder(key))
-    fingerprints = make_fingerprints(images, key)
+    fingerprints = make_fingerprints(_name_labels(images), key)
     parts.drop_stale(images.column("image_id").combine_chunks(), fingerprints)
     rows = np.flatnonzero(find_missing(parts.done(), fingerprints))
     if not len(rows):
         return
-    columns = images.select(["image_id", "path"])
+    columns = images.select(["image_id", "path", "label"])
     pieces = [rows[start : start + _SHARD_SIZE] for start in range(0, len(rows), _SHARD_SIZE)]
     shards = [(columns.take(piece), fingerprints[piece]) for piece in pieces]
     resources = connection.prefer_gpu(Resources(num_cpus=1.0))

@@ -16,7 +16,7 @@ class PredictJob(TrainingJob):
     predictions: str | None = Field(
         default=None,
         description="what your own model said: CSV or Parquet with path, label, predicted, "
-        "confidence",
+        "confidence, probability_true",
     )
     backbone: BackboneName | None = Field(
         default=None, description="train this network instead of reading --predictions"

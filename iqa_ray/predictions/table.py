@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,6 +32,11 @@ PREDICTIONS_SCHEMA = pa.schema(
 )
 
 
+# the probability that the classifier gave to the label; a table has this column where it is known
+PROBABILITY_TRUE = pa.field("probability_true", pa.float64())
+_SHARES = ("confidence", "probability_true")
+
+
 @dataclass(frozen=True)
 class Origins:
     """What predictions are of.
@@ -47,7 +52,7 @@ class Origins:
 
 
 def write_predictions(workspace: Workspace, table: pa.Table, origins: Origins) -> None:
-    """Write `predictions.parquet` (PREDICTIONS_SCHEMA).
+    """Write `predictions.parquet` (PREDICTIONS_SCHEMA, and PROBABILITY_TRUE where known).
 
     The record in its metadata keeps the origins, since other programs read its columns.
     """
@@ -55,7 +60,7 @@ def write_predictions(workspace: Workspace, table: pa.Table, origins: Origins) -
 
 
 def read_predictions(workspace: Workspace) -> tuple[pd.DataFrame, Origins | None]:
-    """The predictions (PREDICTIONS_SCHEMA) and what they are of.
+    """The predictions (PREDICTIONS_SCHEMA, and PROBABILITY_TRUE where known) and what they are of.
 
     The origins are None if they are not on record, as in a file that an older version wrote, or
     from which another program took rows out.
@@ -65,7 +70,7 @@ def read_predictions(workspace: Workspace) -> tuple[pd.DataFrame, Origins | None
     """
     table = workspace.read_table(PREDICTIONS_FILE, "predict", PREDICTIONS_SCHEMA)
     record = record_of(table.schema)
-    frame = table.select(PREDICTIONS_SCHEMA.names).to_pandas()
+    frame = table.select(_choose_schema(table.column_names).names).to_pandas()
     if "content_hashes" not in record or len(record["content_hashes"]) != len(frame):
         return frame, None
     return frame, Origins(**record)
@@ -78,18 +83,20 @@ def import_predictions(
 
     Args:
         images: the workspace's image table.
-        file: CSV or Parquet with `path` and `predicted`, and optionally `label`, `confidence`.
-            Paths may be as listed, relative to the images' root, or to the present folder.
+        file: CSV or Parquet with `path` and `predicted`, and optionally `label`, `confidence` and
+            `probability_true`. Paths may be as listed, relative to the images' root, or to the
+            present folder.
 
     Returns:
-        The table (PREDICTIONS_SCHEMA), its origins, with the content hashes that the scores know of
-        its images, and where it comes from for the run's summary.
+        The table (as `write_predictions` takes it), its origins, with the content hashes that the
+        scores know of its images, and where it comes from for the run's summary.
 
     Raises:
-        UsageError: a column is missing, a path is empty or there twice, or none is known.
+        UsageError: a column is missing, a path is empty or there twice, none is known, or a
+            confidence or probability is no number in [0, 1].
     """
     location = locate(file)
-    given = read_manifest(location, ["path", "label", "predicted", "confidence"])
+    given = read_manifest(location, ["path", "label", "predicted", *_SHARES])
     if "predicted" not in given.column_names:
         raise UsageError(f"{file} has no column `predicted`")
     if not given.num_rows:
@@ -108,20 +115,36 @@ def import_predictions(
         raise UsageError(f"{file} has more than one row for {repeated.iat[0]!r}")
     if len(known) < len(frame):
         log(f"{file}: {len(frame) - len(known):,} rows are of images not in {workspace}: left out")
-    confidence = pd.Series(np.nan, known.index)
-    if "confidence" in known:
-        confidence = pd.to_numeric(known["confidence"], errors="coerce")
-        if (confidence.isna() & known["confidence"].notna()).any():
-            raise UsageError(f"{file}: column `confidence` must hold numbers")
+    columns = {"image_id": known["image_id"], "predicted": known["predicted"], "confidence": np.nan}
+    columns |= {name: _read_shares(known[name], file) for name in _SHARES if name in known}
     described = images.select(["image_id", "path", "label"]).to_pandas()
-    result = described.merge(
-        known[["image_id", "predicted"]].assign(confidence=confidence), on="image_id"
-    )
+    result = described.merge(pd.DataFrame(columns), on="image_id")
     if "label" in known:
         labels = known.set_index("image_id")["label"]
         result["label"] = result["image_id"].map(labels).fillna(result["label"])
     origins = Origins(_find_hashes(workspace, result["image_id"]), "label" in known)
     return judge_predictions(result), origins, {"predictions": str(location)}
+
+
+def _read_shares(cells: pd.Series[Any], file: str) -> pd.Series[float]:
+    shares = pd.to_numeric(cells, errors="coerce")
+    if (shares.isna() & cells.notna()).any():
+        raise UsageError(f"{file}: column `{cells.name}` must hold numbers")
+    is_outside = shares.notna() & ~shares.between(0, 1)
+    if is_outside.any():
+        raise UsageError(
+            f"{file}: column `{cells.name}` must hold numbers from 0 to 1, and has "
+            f"{shares[is_outside].iat[0]:g}"
+        )
+    return shares
+
+
+def _choose_schema(names: Collection[str]) -> pa.Schema:
+    """PREDICTIONS_SCHEMA, with PROBABILITY_TRUE if it is among the columns `names`."""
+    if PROBABILITY_TRUE.name not in names:
+        return PREDICTIONS_SCHEMA
+    place = PREDICTIONS_SCHEMA.get_field_index("correct")
+    return PREDICTIONS_SCHEMA.insert(place, PROBABILITY_TRUE)
 
 
 def _match_paths(
@@ -157,5 +180,5 @@ def judge_predictions(frame: pd.DataFrame, classes: set[str] | None = None) -> p
     if classes is not None:
         unknown |= ~frame["label"].isin(classes)
     frame["correct"] = correct.mask(unknown)
-    frame = frame[PREDICTIONS_SCHEMA.names]
-    return pa.Table.from_pandas(frame, PREDICTIONS_SCHEMA, preserve_index=False)
+    schema = _choose_schema(frame.columns)
+    return pa.Table.from_pandas(frame[schema.names], schema, preserve_index=False)

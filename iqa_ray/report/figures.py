@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
 
 import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PANEL_INCHES = (2.2, 1.6)
 _DOTS_PER_INCH = 110
 _SAMPLE_COLOUR, _MEAN_COLOUR = "#9db4cc", "#12355b"
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH)
+    return stream.getvalue()
 
 
 def draw_series(series: pd.DataFrame) -> bytes:
@@ -48,9 +59,7 @@ def draw_series(series: pd.DataFrame) -> bytes:
                 panel.set_ylabel(metric, fontsize=10)
             if row == len(metrics) - 1:
                 panel.set_xlabel("index", fontsize=8)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH)
-    return stream.getvalue()
+    return to_png(figure)
 
 
 def draw_shares(summary: pd.DataFrame) -> bytes:
@@ -74,6 +83,4 @@ def draw_shares(summary: pd.DataFrame) -> bytes:
         panel.plot(shares, mean, color=_MEAN_COLOUR, linewidth=2, marker="o")
         panel.set_xlabel("lowest quality removed (%)")
         panel.set_ylabel(f"{title} (%)")
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH)
-    return stream.getvalue()
+    return to_png(figure)

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from iqa_ray.selection.significance import bound_share
+
 Floats = NDArray[np.float64]
 
 MIN_SCORES = 20  # on either side: with fewer there is nothing to compare
@@ -25,7 +27,6 @@ _SMOOTHING = 0.5  # added to each bin's count, so that an empty bin has a logari
 _ALERT_P = 0.01  # a PSI that chance exceeds more often than this raises no alert
 # differences that agree to this many decimals are equal: 0.4 - 0.3 is not quite 0.1
 _DECIMALS = 9
-_Z = float(stats.norm.ppf(0.975))  # of the 95% intervals
 
 
 @dataclass(frozen=True)
@@ -150,19 +151,12 @@ def compare_shares(num_before: int, total_before: int, num_now: int, total_now: 
     now = num_now / total_now if total_now else None
     if before is None or now is None:
         return ShareChange(*counts, before, now)
-    low_before, high_before = _bound_share(num_before, total_before)
-    low_now, high_now = _bound_share(num_now, total_now)
+    low_before, high_before = bound_share(num_before, total_before)
+    low_now, high_now = bound_share(num_now, total_now)
     difference = now - before
     low = difference - float(np.hypot(now - low_now, high_before - before))
     high = difference + float(np.hypot(high_now - now, before - low_before))
     return ShareChange(*counts, before, now, difference, low, high)
-
-
-def _bound_share(num: int, total: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share."""
-    centre = (num + _Z**2 / 2) / (total + _Z**2)
-    margin = _Z / (total + _Z**2) * (num * (total - num) / total + _Z**2 / 4) ** 0.5
-    return centre - margin, centre + margin
 
 
 def find_alerts(

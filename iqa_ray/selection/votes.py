@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
 
 from iqa_ray.selection.cutoffs import Cutoff
 from iqa_ray.selection.settings import Rule
@@ -56,6 +58,25 @@ def cast_votes(
     selection["keep"] = (selection["num_low"] < needed) & ~unscored.any(axis=1)
     selection["reason"] = _explain(frame, cutoffs, low, unscored, ~selection["keep"])
     return selection
+
+
+def rank_images(selection: pd.DataFrame, cutoffs: Mapping[str, Cutoff]) -> NDArray[np.float64]:
+    """The mean rank of each image over the voters, higher is better.
+
+    Args:
+        selection: (n) rows with each voter's score, as `cast_votes` gives them.
+        cutoffs: the voters.
+
+    Returns:
+        (n,) values in [1, n]: scores rank in the voter's direction, and equal ones share the mean
+        of their ranks. NaN for an unscored image, which ranks nowhere.
+    """
+    scores = selection[list(cutoffs)].to_numpy(np.float64)
+    signs = [1.0 if cutoff.higher_is_better else -1.0 for cutoff in cutoffs.values()]
+    is_scored = ~np.isnan(scores).any(axis=1)
+    ranks = np.full(len(scores), np.nan)
+    ranks[is_scored] = stats.rankdata(scores[is_scored] * signs, axis=0).mean(axis=1)
+    return ranks
 
 
 def _explain(

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from iqa_ray.experiments.statistics import (
-    adjust_holm,
     compare_arms,
     format_comparison,
     format_varying,
@@ -107,22 +106,6 @@ def test_wilcoxon_of_many_runs_is_scipys():
     differences = np.random.default_rng(0).normal(0.1, 1, 30)
     expected = stats.wilcoxon(differences, method="exact").pvalue
     assert measure_difference(differences).wilcoxon_p == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("p_values", "adjusted"),
-    [
-        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # 3·0.01, 1·0.04 < 2·0.03, 4·0.005
-        ([0.4, np.nan, 0.9], [0.8, np.nan, 0.9]),
-        ([0.6, 0.7], [1.0, 1.0]),
-        ([0.02, 0.02], [0.04, 0.04]),
-        ([0.03], [0.03]),
-        ([np.nan], [np.nan]),
-        ([], []),
-    ],
-)
-def test_holm_by_hand(p_values, adjusted):
-    np.testing.assert_allclose(adjust_holm(np.array(p_values, np.float64)), adjusted, rtol=1e-12)
 
 
 def test_several_backbones_are_several_tests():

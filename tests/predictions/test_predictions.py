@@ -112,6 +112,15 @@ def list_with_split(root: Path) -> Path:
     return root / "list.csv"
 
 
+def overwrite_label(images: Path, name: str, label: str) -> None:
+    """Give an image of the manifest another label than its folder's name."""
+    table = pd.read_csv(images)
+    if "label" not in table:
+        table["label"] = table["path"].str[0]
+    table.loc[table["path"].str.endswith(name), "label"] = label
+    table.to_csv(images, index=False)
+
+
 # --- files that are away ----------------------------------------------------------------------
 
 
@@ -207,6 +216,62 @@ def test_a_class_without_a_readable_training_image_is_not_judged(tmp_path, ws, a
         assert summary["num_judged"] == table["correct"].notna().sum() == 4
         shown = capfd.readouterr().err
         assert "labels without a training image that can be read are not judged: c" in shown
+
+
+# --- the probability of the true class ----------------------------------------------------------
+
+
+def test_a_trained_classifier_gives_the_probability_of_each_image_s_label(
+    tmp_path, ws, monkeypatch
+):
+    images = list_with_split(tmp_path / "photos")
+    (tmp_path / "photos" / "c" / "08.png").write_text("not an image")
+    overwrite_label(images, "11.png", "unseen")
+    score(images, ws)
+    said: list[dict[str, float]] = []
+
+    def keep(model, loaded):
+        chances = ask(model, loaded)
+        said.extend(dict(zip("abc", row, strict=True)) for row in chances.tolist())
+        return chances
+
+    ask = loop.predict_probabilities
+    monkeypatch.setattr(loop, "predict_probabilities", keep)
+    predict(ws, split="train", **TINY)
+    assert pq.read_schema(f"{ws}/predictions.parquet").names == [
+        "image_id", "path", "label", "predicted", "confidence", "probability_true", "correct",
+    ]  # fmt: skip
+    table = read(ws)
+    assert sorted(table.index) == [f"{number:02}.png" for number in range(6, 12)]
+    for chances, (name, row) in zip(said, table.iterrows(), strict=True):
+        if name in ("08.png", "11.png"):  # unreadable, and of a class that was not trained
+            assert pd.isna(row["probability_true"])
+            continue
+        assert row["probability_true"] == pytest.approx(chances[row["label"]])
+        assert (row["probability_true"] == row["confidence"]) == row["correct"]
+
+
+def test_an_image_with_another_label_gets_the_probability_of_that_one(tmp_path, ws, monkeypatch):
+    images = list_with_split(tmp_path / "photos")
+    score(images, ws)
+    predict(ws, split="train", **TINY)
+    before = read(ws)
+    overwrite_label(images, "07.png", "c")
+    score(images, ws)
+    asked: list[str] = []
+
+    def load_pixels(source, paths, *settings):
+        asked.extend(Path(path).name for path in paths)
+        return load(source, paths, *settings)
+
+    load = pixels.load_pixels
+    monkeypatch.setattr(pixels, "load_pixels", load_pixels)
+    predict(ws, split="train", **TINY)
+    assert asked == ["07.png"]
+    table = read(ws)
+    assert table.loc["07.png", "label"] == "c"
+    assert table.loc["07.png", "probability_true"] != before.loc["07.png", "probability_true"]
+    pd.testing.assert_frame_equal(table.drop("07.png"), before.drop("07.png"))
 
 
 # --- settings that contradict each other --------------------------------------------------------
@@ -309,7 +374,6 @@ def test_a_trained_classifier_predicts_the_content_that_it_read(image_folder, ws
         expected = None if row.Index == "004.jpg" else hash_content(data)
         assert row.content_hash == expected
     assert len(table) == 8
-    assert pq.read_schema(f"{ws}/predictions.parquet").names == PREDICTIONS_SCHEMA.names
 
 
 def test_an_imported_prediction_is_of_the_content_that_was_scored(tmp_path, ws):
@@ -410,6 +474,20 @@ def test_an_import_has_the_listing_s_rows_and_the_user_s_words(listed, capsys):
     assert (summary["num_predicted"], summary["predictions"]) == (3, str(file))
 
 
+def test_an_import_keeps_the_probability_of_the_true_class(listed):
+    import_text(
+        listed, "path,predicted,confidence,probability_true\nb/2.bmp,a,1,0\na/0.bmp,a,0.75,\n"
+    )
+    schema = pq.read_schema(f"{listed.ws}/predictions.parquet")
+    assert [name for name in schema.names if name not in PREDICTIONS_SCHEMA.names] == [
+        "probability_true"
+    ]
+    assert schema.names[-2:] == ["probability_true", "correct"]
+    rows = read_predictions(Workspace(listed.ws))[0]
+    assert rows["probability_true"].fillna(-1).tolist() == [-1, 0]
+    assert rows["confidence"].tolist() == [0.75, 1]
+
+
 def test_an_import_without_labels_is_judged_by_the_listing_s(listed, capsys):
     import_text(listed, "path,predicted\na/0.bmp,a\nb/2.bmp,a\n")
     rows, origins = read_predictions(Workspace(listed.ws))
@@ -436,6 +514,22 @@ def test_an_import_without_labels_is_judged_by_the_listing_s(listed, capsys):
         (
             "path,predicted,confidence\na/0.bmp,a,0.5\na/1.bmp,a,much\n",
             "FILE: column `confidence` must hold numbers",
+        ),
+        (
+            "path,predicted,confidence\na/0.bmp,a,1\na/1.bmp,a,87.5\n",
+            "FILE: column `confidence` must hold numbers from 0 to 1, and has 87.5",
+        ),
+        (
+            "path,predicted,confidence\na/0.bmp,a,-0.01\n",
+            "FILE: column `confidence` must hold numbers from 0 to 1, and has -0.01",
+        ),
+        (
+            "path,predicted,probability_true\na/0.bmp,a,0.5\na/1.bmp,a,inf\n",
+            "FILE: column `probability_true` must hold numbers from 0 to 1, and has inf",
+        ),
+        (
+            "path,predicted,probability_true\na/0.bmp,a,some\n",
+            "FILE: column `probability_true` must hold numbers",
         ),
         ("path,predicted\na/0.bmp,a\n,a\n", "FILE: row 2 has an empty path"),
     ],
