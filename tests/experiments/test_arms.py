@@ -102,6 +102,8 @@ def test_columns_of_results_have_one_type_whichever_runs_failed(selected, monkey
         assert schemas["splits"].equals(SPLITS_SCHEMA)
         summaries[study] = schemas["summary"]
     number, count = pa.float64(), pa.int64()
+    counts = [field.name for field in RUNS_SCHEMA if field.type == count]
+    assert counts == ["seed", "best_epoch", "num_train"]
     own = [
         ("backbone", pa.string()), ("arm", pa.string()), ("accuracy_mean", number),
         ("accuracy_std", number), ("auc_mean", number), ("auc_std", number), ("num_seeds", count),
