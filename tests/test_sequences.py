@@ -54,7 +54,8 @@ from iqa_ray.scoring.tables import (
     scores_frame,
 )
 from iqa_ray.selection.cutoffs import Cutoff
-from iqa_ray.selection.jobs import fit_cutoffs, run_cutoffs, run_select
+from iqa_ray.selection.fitting import fit_cutoffs
+from iqa_ray.selection.jobs import run_cutoffs, run_select
 from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.storage.workspace import Workspace
 
@@ -408,7 +409,7 @@ class Sequences(RuleBasedStateMachine):
         assert origins is not None
         predictions = table.assign(content_hash=origins.content_hashes).set_index("image_id")
         only_count = make_job(CutoffsJob, {"workspace": self.ws, "min_wrong": 1000})
-        for name, cutoff in fit_cutoffs(workspace, only_count).items():
+        for name, cutoff in fit_cutoffs(workspace, only_count).cutoffs.items():
             frame = scores_frame(workspace, [name]).set_index("image_id")
             counts = {"correct": 0, "incorrect": 0}
             for image_id, row in frame[frame["status"] == "ok"].iterrows():

@@ -212,7 +212,7 @@ def _to_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _list_manifest(location: Location, labels: LabelMode) -> Listing:
     table = read_manifest(location, ["path", "label", "split"])
-    root = Location(location.prefix, posixpath.dirname(location.path), location.options)
+    root = _root_of(location)
     paths = [
         resolve_path(path, root, location, row) for row, path in enumerate(_cells(table, "path"))
     ]
@@ -235,6 +235,28 @@ def _list_manifest(location: Location, labels: LabelMode) -> Listing:
         label_cells = [_label_of(name, root_name, labels) for name in names]
     splits = _cells(table, "split") if "split" in table.column_names else None
     return Listing(root, _build_table(rows, label_cells, splits).sort_by("path"))
+
+
+def read_column(manifest: Location, column: str) -> dict[str, str | None]:
+    """A further column of a manifest, by image id.
+
+    Raises:
+        UsageError: it cannot be read, or has no such column.
+    """
+    table = read_manifest(manifest, ["path", column])
+    if column not in table.column_names:
+        raise UsageError(f"{manifest} has no column `{column}`")
+    root = _root_of(manifest)
+    paths = (
+        resolve_path(path, root, manifest, row) for row, path in enumerate(_cells(table, "path"))
+    )
+    ids = [make_image_id(relative_name(path, root)) for path in paths]
+    return dict(zip(ids, _cells(table, column), strict=True))
+
+
+def _root_of(manifest: Location) -> Location:
+    """What a manifest's relative paths count from."""
+    return Location(manifest.prefix, posixpath.dirname(manifest.path), manifest.options)
 
 
 def _cells(table: pa.Table, column: str) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from typing import Any
 
@@ -37,14 +37,8 @@ from iqa_ray.scoring.tables import (
     read_scores,
     read_specs,
 )
-from iqa_ray.selection.jobs import (
-    CUTOFFS_FILE,
-    OutdatedCutoffError,
-    fit_cutoffs,
-    read_cutoffs,
-    run_select,
-    write_cutoffs,
-)
+from iqa_ray.selection.fitting import CUTOFFS_FILE, fit_cutoffs, read_cutoffs, write_cutoffs
+from iqa_ray.selection.jobs import OutdatedCutoffError, run_select
 from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.selection.table import SELECTION_FILE, SELECTION_SCHEMA
 from iqa_ray.storage.lock import hold_lock
@@ -172,7 +166,8 @@ def _refit(workspace: Workspace, night: Night, job: RescoreJob) -> list[str]:
     A metric for which no cut-off is found keeps its old one. Returns an alert for each of those.
     """
     settings = make_job(CutoffsJob, _last_settings(workspace, "cutoffs", job))
-    fitted = fit_cutoffs(workspace, settings)
+    outcome = fit_cutoffs(workspace, settings)
+    fitted = outcome.cutoffs
     old = read_cutoffs(workspace) if workspace.has(CUTOFFS_FILE) else {}
     found = {name: cutoff for name, cutoff in fitted.items() if cutoff.value is not None}
     alerts = [
@@ -188,7 +183,9 @@ def _refit(workspace: Workspace, night: Night, job: RescoreJob) -> list[str]:
             stamp = night.started.strftime("%Y%m%dT%H%M%SZ")
             entries = {name: cutoff.to_json() for name, cutoff in old.items()}
             workspace.write_json(f"history/cutoffs-{stamp}.json", entries)
-        write_cutoffs(workspace, {**fitted, **old, **found})
+        # the folds are tonight's: those of the kept ones were others
+        kept = {name: replace(cutoff, fold_values=None) for name, cutoff in old.items()}
+        write_cutoffs(workspace, replace(outcome, cutoffs={**fitted, **kept, **found}))
     return alerts
 
 

@@ -27,6 +27,7 @@ from iqa_ray.selection.settings import Bandwidth, Scale, Weighting
 
 Direction = Literal["higher_is_better", "lower_is_better"]
 
+CLASSES = ("correct", "incorrect")
 MAX_P_VALUE = 0.01
 MIN_VALID_SHARE = 0.8
 # the permutation test stops when this many permutations are as good as the observed classes
@@ -58,6 +59,8 @@ class Cutoff:
             best crossing rejects, in [0, 1].
         p_value: of a Youden index at least as large if scores and correctness were unrelated.
         is_between_medians: whether the best crossing lies between the two classes' medians.
+        fold_values: the cut-offs fitted without each fold of `folds.parquet`, in their order, None
+            without one; None where there are no folds.
     """
 
     # of `from_json`
@@ -79,6 +82,7 @@ class Cutoff:
     youden: float | None = None
     p_value: float | None = None
     is_between_medians: bool | None = None
+    fold_values: tuple[float | None, ...] | None = None
 
     @property
     def higher_is_better(self) -> bool:
@@ -116,38 +120,45 @@ def name_direction(higher_is_better: bool) -> Direction:
     return "higher_is_better" if higher_is_better else "lower_is_better"
 
 
-def choose_scale(value_range: tuple[float, float]) -> Scale:
-    """`log` for metrics of range (0, ∞), whose scores spread over orders of magnitude."""
-    return "log" if value_range == (0.0, inf) else "raw"
-
-
 @dataclass(frozen=True)
 class _Axis:
     """From scores to the oriented axis on which densities are estimated, and back.
 
-    `floor` stands for scores of 0 on a log scale: the smallest score above 0.
+    `floor` stands for scores of 0 on a log scale: the smallest score above 0. `bounds` are those
+    of the metric, on the axis.
     """
 
     scale: Scale
     sign: float
     floor: float
+    bounds: tuple[float, float]
 
     @classmethod
-    def fit(cls, scores: Floats, scale: Scale, higher_is_better: bool) -> _Axis:
+    def fit(
+        cls,
+        scores: Floats,
+        scale: Scale | Literal["auto"],
+        value_range: tuple[float, float],
+        higher_is_better: bool,
+    ) -> _Axis:
+        if scale == "auto":  # scores of range (0, inf) spread over orders of magnitude
+            scale = "log" if value_range == (0.0, inf) else "raw"
+        sign = 1.0 if higher_is_better else -1.0
         positive = scores[scores > 0]
         floor = float(positive.min()) if len(positive) else 1.0
-        return cls(scale, 1.0 if higher_is_better else -1.0, floor)
+        ends = sorted(sign * end for end in value_range)
+        bounds = (-inf, inf) if scale == "log" else (ends[0], ends[1])
+        return cls(scale, sign, floor, bounds)
+
+    def find_obstacle(self, scores: Floats) -> str | None:
+        if self.scale == "log" and (scores < 0).any():
+            return f"a log scale needs scores of at least 0, the lowest is {scores.min():.4g}"
+        return None
 
     def orient(self, scores: Floats) -> Floats:
         if self.scale == "log":
             scores = np.log(np.maximum(scores, self.floor))
         return self.sign * scores
-
-    def orient_bounds(self, value_range: tuple[float, float]) -> tuple[float, float]:
-        if self.scale == "log":
-            return -inf, inf
-        ends = self.sign * value_range[0], self.sign * value_range[1]
-        return min(ends), max(ends)
 
     def restore(self, oriented: ArrayLike) -> Floats:
         value = self.sign * np.asarray(oriented, np.float64)
@@ -192,36 +203,41 @@ def fit_cutoff(
     Returns:
         The cut-off; one without a value says why in its `reason`.
     """
-    direction = name_direction(higher_is_better)
-    counts = {"correct": int(correct.sum()), "incorrect": int((~correct).sum())}
-    scale = choose_scale(value_range) if scale == "auto" else scale
-    axis = _Axis.fit(scores, scale, higher_is_better)
+    axis = _Axis.fit(scores, scale, value_range, higher_is_better)
     oriented = axis.orient(scores)
     right, wrong = oriented[correct], oriented[~correct]
-    reason = _find_obstacle(right, wrong, min_wrong)
-    if scale == "log" and (scores < 0).any():
-        reason = f"a log scale needs scores of at least 0, the lowest is {scores.min():.4g}"
-    if reason is not None:
-        return Cutoff(None, direction, counts=counts, reason=reason)
-    curves = Curves(
-        right,
-        wrong,
-        bounds=axis.orient_bounds(value_range),
-        rule=bandwidth,
-        weighting=weighting,
-    )
-    medians = float(np.median(right)), float(np.median(wrong))
     known: dict[str, Any] = {
-        "direction": direction,
-        "counts": counts,
-        "scale": scale,
-        "bandwidths": {"correct": curves.widths[0], "incorrect": curves.widths[1]},
-        "medians": dict(zip(("correct", "incorrect"), axis.restore(medians).tolist(), strict=True)),
+        "direction": name_direction(higher_is_better),
+        "counts": {"correct": len(right), "incorrect": len(wrong)},
+    }
+    reason = axis.find_obstacle(scores) or _find_obstacle(right, wrong, min_wrong)
+    if reason is not None:
+        return Cutoff(None, reason=reason, **known)
+    curves = Curves(right, wrong, bounds=axis.bounds, rule=bandwidth, weighting=weighting)
+    rng = np.random.default_rng(seed)
+    return _choose_crossing(curves, axis, known, num_permutations, num_resamples, rng)
+
+
+def _choose_crossing(
+    curves: Curves,
+    axis: _Axis,
+    known: dict[str, Any],
+    num_permutations: int,
+    num_resamples: int,
+    rng: np.random.Generator,
+) -> Cutoff:
+    """The best crossing of two curves, if it exceeds chance and is stable."""
+    right, wrong = curves.classes
+    medians = float(np.median(right)), float(np.median(wrong))
+    known |= {
+        "scale": axis.scale,
+        "bandwidths": dict(zip(CLASSES, curves.widths, strict=True)),
+        "medians": dict(zip(CLASSES, axis.restore(medians).tolist(), strict=True)),
         "separation": measure_separation(right, wrong),
     }
+    reason: str | None = None
     if not curves.is_fine:
-        extent = np.ptp(oriented) / min(curves.widths)
-        reason = f"scores spread over {extent:,.0f} kernel widths, too many to resolve"
+        reason = f"scores spread over {curves.extent:,.0f} kernel widths, too many to resolve"
         return Cutoff(None, reason=reason, **known)
     masses = curves.bin_linearly()
     crossings = curves.find_crossings(*masses, curves.widths)
@@ -234,7 +250,6 @@ def fit_cutoff(
     value = float(crossings.values[best])
     known["youden"] = crossings.best_youden
     known["is_between_medians"] = medians[1] < value < medians[0]
-    rng = np.random.default_rng(seed)
     if num_permutations:
         known["p_value"] = measure_p_value(curves, num_permutations, rng)
         reason = _find_chance(known["youden"], known["p_value"])
@@ -265,12 +280,12 @@ def tabulate_densities(
     """
     assert cutoff.scale is not None
     assert cutoff.bandwidths is not None
-    axis = _Axis.fit(scores, cutoff.scale, cutoff.higher_is_better)
+    axis = _Axis.fit(scores, cutoff.scale, value_range, cutoff.higher_is_better)
     oriented = axis.orient(scores)
-    curves = Curves(oriented[correct], oriented[~correct], bounds=axis.orient_bounds(value_range))
+    curves = Curves(oriented[correct], oriented[~correct], bounds=axis.bounds)
     right, wrong = (
         curves.estimate_density(mass, cutoff.bandwidths[name])
-        for mass, name in zip(curves.bin_linearly(), ("correct", "incorrect"), strict=True)
+        for mass, name in zip(curves.bin_linearly(), CLASSES, strict=True)
     )
     order = slice(None, None, int(axis.sign))
     return axis.restore(curves.grid)[order], right[order], wrong[order]

@@ -99,9 +99,9 @@ class Curves:
         rule: Bandwidth = "scott",
         weighting: Weighting = "equal",
     ) -> None:
-        self._classes = right, wrong
+        self.classes = right, wrong
         self._rule, self._weighting = rule, weighting
-        spreads = [measure_spread(scores) for scores in self._classes]
+        spreads = [measure_spread(scores) for scores in self.classes]
         self.widths = (
             choose_width(spreads[0], len(right), rule),
             choose_width(spreads[1], len(wrong), rule),
@@ -115,6 +115,11 @@ class Curves:
         self._frequencies = np.pi * np.arange(self._size) / (high - low)
 
     @property
+    def extent(self) -> float:
+        """How many kernel widths the scores spread over."""
+        return float(np.ptp(np.concatenate(self.classes))) / min(self.widths)
+
+    @property
     def is_fine(self) -> bool:
         """Whether the grid resolves both kernels."""
         return self._step < min(self.widths) / 4
@@ -123,14 +128,14 @@ class Curves:
         self, spreads: list[float], bounds: tuple[float, float]
     ) -> tuple[float, float]:
         ends = []
-        for scores, spread in zip(self._classes, spreads, strict=True):
+        for scores, spread in zip(self.classes, spreads, strict=True):
             quartiles = np.quantile(scores, [0.25, 0.75])
             reach = _MAX_SPREADS * spread
             low, high = quartiles[0] - reach, quartiles[1] + reach
             ends.append((max(scores.min(), low), min(scores.max(), high)))
         margin = _MARGIN_WIDTHS * max(self.widths)
         low, high = min(end[0] for end in ends) - margin, max(end[1] for end in ends) + margin
-        lowest, highest = (pick(map(pick, self._classes)) for pick in (min, max))
+        lowest, highest = (pick(map(pick, self.classes)) for pick in (min, max))
         low = max(low, bounds[0]) if bounds[0] <= lowest else low
         high = min(high, bounds[1]) if bounds[1] >= highest else high
         return float(low), float(high)
@@ -160,7 +165,7 @@ class Curves:
     def _bin(self, bin_class: Callable[[Floats], Masses]) -> tuple[Masses, Masses]:
         low, high = self.grid[0] - self._step / 2, self.grid[-1] + self._step / 2
         masses = []
-        for scores in self._classes:
+        for scores in self.classes:
             inside = scores[(scores >= low) & (scores <= high)]
             mass = bin_class(np.clip((inside - self.grid[0]) / self._step, 0, self._size - 1))
             mass[0], mass[-1] = (scores < low).sum(), (scores > high).sum()

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.predictions.table import PREDICTIONS_FILE, read_predictions
+from iqa_ray.predictions.table import PREDICTIONS_FILE
 from iqa_ray.progress import log
-from iqa_ray.scoring.tables import ListedScores, find_spec, scored_metrics
-from iqa_ray.selection.cutoffs import Cutoff, fit_cutoff, name_direction
-from iqa_ray.selection.settings import CutoffsJob, SelectJob
+from iqa_ray.scoring.tables import ListedScores, find_spec
+from iqa_ray.selection.crossfit import PARTS, keep_by_folds, measure_accuracy
+from iqa_ray.selection.cutoffs import Cutoff
+from iqa_ray.selection.fitting import (
+    CUTOFFS_FILE,
+    FittedCutoffs,
+    fit_cutoffs,
+    read_cutoffs,
+    write_cutoffs,
+)
+from iqa_ray.selection.judged import (
+    read_folds,
+    read_judged,
+)
+from iqa_ray.selection.settings import CutoffsJob, Rule, SelectJob
 from iqa_ray.selection.subsets import KEPT_FILE, link_kept, list_kept
 from iqa_ray.selection.table import SELECTION_FILE, read_selection, write_selection
 from iqa_ray.selection.votes import cast_votes, votes_to_reject
 from iqa_ray.storage.files import locate
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.study.verdicts import VERDICTS_FILE
-
-CUTOFFS_FILE = "cutoffs.json"
 
 
 class OutdatedCutoffError(UsageError):
@@ -39,40 +47,14 @@ def run_cutoffs(job: CutoffsJob) -> dict[str, Any]:
         IncompleteError: no metric has a cut-off.
     """
     workspace = Workspace(job.workspace)
-    cutoffs = fit_cutoffs(workspace, job)
-    entries = write_cutoffs(workspace, cutoffs)
+    fitted = fit_cutoffs(workspace, job)
+    entries = write_cutoffs(workspace, fitted)
     workspace.record_config("cutoffs", job)
-    if all(cutoff.value is None for cutoff in cutoffs.values()):
+    if all(entry["value"] is None for entry in entries.values()):
         log(describe_cutoffs(entries))
-        reasons = "; ".join(f"{name}: {cutoff.reason}" for name, cutoff in cutoffs.items())
+        reasons = "; ".join(f"{name}: {entry['reason']}" for name, entry in entries.items())
         raise IncompleteError(f"no metric has a cut-off ({reasons}); --cutoff NAME=VALUE sets one")
     return entries
-
-
-def fit_cutoffs(workspace: Workspace, job: CutoffsJob) -> dict[str, Cutoff]:
-    """The cut-off of each metric that the job names, without writing any.
-
-    A score and a prediction count together only if they are of the same content of an image.
-
-    Raises:
-        UsageError: no scores or no predictions.
-    """
-    fitted = [name for name in job.metrics or scored_metrics(workspace) if name not in job.cutoff]
-    if not fitted and not job.cutoff:
-        raise UsageError(
-            f"{workspace} has no scores: run `iqa-ray score IMAGES --workspace {workspace}` first"
-        )
-    cutoffs = {}
-    if fitted:
-        scores = ListedScores(workspace)
-        predictions = _read_judged(workspace, scores.images)
-        for name in fitted:
-            cutoffs[name] = _fit(workspace, name, scores.read(name), predictions, job)
-    for name, value in job.cutoff.items():
-        spec = find_spec(workspace, name)
-        direction = name_direction(spec.higher_is_better)
-        cutoffs[name] = Cutoff(value, direction, source="manual", version=spec.version)
-    return cutoffs
 
 
 def cutoffs(workspace: str, **settings: Any) -> pd.DataFrame:
@@ -109,80 +91,6 @@ def select(workspace: str, **settings: Any) -> pd.DataFrame:
     job = make_job(SelectJob, {"workspace": str(workspace), **settings})
     run_select(job)
     return read_selection(Workspace(job.workspace))[0]
-
-
-def write_cutoffs(workspace: Workspace, cutoffs: Mapping[str, Cutoff]) -> dict[str, Any]:
-    """Write `cutoffs.json` and return what it holds."""
-    entries = {name: cutoff.to_json() for name, cutoff in cutoffs.items()}
-    workspace.prepare()
-    workspace.write_json(CUTOFFS_FILE, entries)
-    return entries
-
-
-def read_cutoffs(workspace: Workspace) -> dict[str, Cutoff]:
-    """The cut-offs of `cutoffs.json`.
-
-    Raises:
-        UsageError: there are none.
-    """
-    entries = workspace.read_json(CUTOFFS_FILE, "cutoffs")
-    return {name: Cutoff.from_json(entry) for name, entry in entries.items()}
-
-
-def _read_judged(workspace: Workspace, images: pa.Table) -> pd.DataFrame:
-    """The predictions that were judged: image_id, correct, and content_hash if it is on record.
-
-    One that was judged by a label which the listing no longer gives is left out.
-    """
-    predictions, origins = read_predictions(workspace)
-    judged = predictions["correct"].notna()
-    columns = ["image_id", "correct"]
-    if origins is None:
-        log(
-            f"{PREDICTIONS_FILE} does not say of which contents its predictions are, so those of "
-            "images that changed since count as well: run `iqa-ray predict` again"
-        )
-    else:
-        predictions["content_hash"] = pd.Series(origins.content_hashes, dtype=object)
-        columns.append("content_hash")
-    if origins is not None and not origins.has_own_labels:
-        ids, labels = (images.column(name).to_pandas() for name in ("image_id", "label"))
-        present = predictions["image_id"].map(dict(zip(ids, labels, strict=True)))
-        is_other = judged & present.notna() & (present != predictions["label"])
-        if is_other.any():
-            log(
-                f"{is_other.sum():,} predictions were judged by labels that changed since, and do "
-                "not count: run `iqa-ray predict` again"
-            )
-        judged &= ~is_other
-    return predictions.loc[judged, columns]
-
-
-def _fit(
-    workspace: Workspace, name: str, rows: pa.Table, predictions: pd.DataFrame, job: CutoffsJob
-) -> Cutoff:
-    scores = rows.select(["image_id", "content_hash", "score"]).to_pandas().dropna()
-    keys = [column for column in ("image_id", "content_hash") if column in predictions]
-    joined = predictions.merge(scores, on=keys)
-    num_other = int(predictions["image_id"].isin(scores["image_id"]).sum()) - len(joined)
-    if num_other:
-        log(
-            f"{name}: {num_other:,} predictions are of other contents than the scores, and do not "
-            "count: run `iqa-ray predict` again"
-        )
-    spec = find_spec(workspace, name)
-    cutoff = fit_cutoff(
-        joined["score"].to_numpy(np.float64),
-        joined["correct"].to_numpy(bool),
-        spec.higher_is_better,
-        value_range=spec.range,
-        scale=job.scale,
-        bandwidth=job.bandwidth,
-        weighting=job.weighting,
-        min_wrong=job.min_wrong,
-        seed=job.seed,
-    )
-    return replace(cutoff, version=spec.version)
 
 
 def describe_cutoffs(entries: dict[str, Any]) -> str:
@@ -240,6 +148,10 @@ def run_select(job: SelectJob) -> dict[str, Any]:
         frame[name] = rows.column("score").to_numpy()
         frame[f"{name}_error"] = rows.column("error").to_pandas()
     selection = cast_votes(frame, cutoffs, job.rule)
+    if job.cutoffs_from:
+        other = Workspace(job.cutoffs_from)
+        fitted = FittedCutoffs(read_cutoffs(other), read_folds(other)[0])
+        write_cutoffs(workspace, fitted, str(other))
     workspace.prepare()
     values = {name: cutoff.value for name, cutoff in cutoffs.items()}
     write_selection(workspace, selection, job.rule, values)
@@ -258,6 +170,7 @@ def run_select(job: SelectJob) -> dict[str, Any]:
         "num_rejected": len(selection) - num_kept,
         "num_unscored": int(selection[list(cutoffs)].isna().any(axis=1).sum()),
         "num_linked": num_linked,
+        **_measure(workspace, scores, selection, cutoffs, job.rule),
         "metrics": list(cutoffs),
         "rule": job.rule,
         "cutoffs": values,
@@ -265,9 +178,43 @@ def run_select(job: SelectJob) -> dict[str, Any]:
     }
 
 
+def _measure(
+    workspace: Workspace,
+    scores: ListedScores,
+    selection: pd.DataFrame,
+    cutoffs: Mapping[str, Cutoff],
+    rule: Rule,
+) -> dict[str, Any]:
+    """How often the classifier is right on what is kept: in-sample, and cross-fitted if it can be.
+
+    Both are None without predictions.
+    """
+    found: dict[str, Any] = {"cross_fitted": None, "in_sample": None}
+    if not workspace.has(PREDICTIONS_FILE):
+        return found
+    folds, _ = read_folds(workspace)
+    fold_of = folds.dropna().drop_duplicates("content_hash").set_index("content_hash")
+    hashes = pd.Series(scores.read_hashes().to_pandas().to_numpy(), selection["image_id"])
+    judged = read_judged(workspace, scores)
+    judged = judged[judged["content_hash"] == judged["image_id"].map(hashes)]
+    judged = judged.merge(selection, on="image_id")
+    if judged.empty:
+        return found
+    judged_folds = judged["content_hash"].map(fold_of["fold"]).to_numpy(np.float64)
+    units = judged["content_hash"].map(fold_of["unit"]).fillna(judged["content_hash"])
+    correct = judged["correct"].to_numpy(bool)
+    found["in_sample"] = measure_accuracy(correct, judged["keep"].to_numpy(bool), units)
+    keep = keep_by_folds(judged, cutoffs, rule, judged_folds)
+    if keep is not None:
+        num_folds = int(pd.Series(judged_folds).nunique())
+        found["cross_fitted"] = {**measure_accuracy(correct, keep, units), "num_folds": num_folds}
+    return found
+
+
 def _choose_voters(workspace: Workspace, job: SelectJob) -> dict[str, Cutoff]:
     """The cut-offs of those asked for, else of the study's voters, else of all that have one."""
-    known = read_cutoffs(workspace)
+    learnt_on = Workspace(job.cutoffs_from) if job.cutoffs_from else workspace
+    known = read_cutoffs(learnt_on)
     names, is_strict = job.metrics or tuple(known), bool(job.metrics)
     if not job.metrics and workspace.has(VERDICTS_FILE):
         names = tuple(workspace.read_json(VERDICTS_FILE, "study IMAGES")["voters"])
@@ -278,7 +225,8 @@ def _choose_voters(workspace: Workspace, job: SelectJob) -> dict[str, Cutoff]:
     cutoffs = {}
     for name in names:
         if name not in known:
-            problem = f"{CUTOFFS_FILE} has no {name}, only {', '.join(known)}"
+            where = f"{job.cutoffs_from}/{CUTOFFS_FILE}" if job.cutoffs_from else CUTOFFS_FILE
+            problem = f"{where} has no {name}, only {', '.join(known)}"
         elif known[name].value is not None:
             cutoffs[name] = known[name]
             continue
@@ -288,16 +236,29 @@ def _choose_voters(workspace: Workspace, job: SelectJob) -> dict[str, Cutoff]:
             raise UsageError(f"--metrics: {problem}")
         log(f"not a voter: {problem}")
     if not cutoffs:
-        raise UsageError(f"no metric in {workspace}/{CUTOFFS_FILE} that may vote has a cut-off")
+        raise UsageError(f"no metric in {learnt_on}/{CUTOFFS_FILE} that may vote has a cut-off")
+    if len(cutoffs) == 2 < len(names) and job.rule == "majority":
+        log(
+            f"only {' and '.join(cutoffs)} of {len(names)} voters are left, and a majority of two "
+            "is both: an image is rejected only where both call it low"
+        )
     for name, cutoff in cutoffs.items():
-        version = find_spec(workspace, name).version
-        if cutoff.version not in (None, version):
-            raise OutdatedCutoffError(
-                f"the cut-off of {name} was learnt on version {cutoff.version} of its scores, and "
-                f"they are of version {version} now: run `iqa-ray cutoffs --workspace "
-                f"{workspace}` again"
-            )
+        _check_version(workspace, name, cutoff, learnt_on)
     return cutoffs
+
+
+def _check_version(workspace: Workspace, name: str, cutoff: Cutoff, learnt_on: Workspace) -> None:
+    version = find_spec(workspace, name).version
+    if cutoff.version in (None, version):
+        return
+    if learnt_on is workspace:
+        remedy = f"run `iqa-ray cutoffs --workspace {workspace}` again"
+    else:
+        remedy = "score both workspaces with the same settings"
+    raise OutdatedCutoffError(
+        f"the cut-off of {name} was learnt on version {cutoff.version} of its scores, and they are "
+        f"of version {version} now: {remedy}"
+    )
 
 
 def describe_selection(summary: dict[str, Any]) -> str:
@@ -309,6 +270,33 @@ def describe_selection(summary: dict[str, Any]) -> str:
         f"voters: {', '.join(summary['metrics'])}; rule: {summary['rule']}",
         f"written: {summary['workspace']}/{SELECTION_FILE} and {KEPT_FILE}",
     ]
+    lines += _describe_accuracy(summary)
     if summary["num_linked"]:
         lines.append(f"linked: {summary['num_linked']:,} images")
     return "\n".join(lines)
+
+
+def _describe_accuracy(summary: dict[str, Any]) -> list[str]:
+    """How often the classifier is right, on images that did not choose the cut-offs."""
+    lines = []
+    if summary["cross_fitted"]:
+        folds = f"cross-fitted in {summary['cross_fitted']['num_folds']} folds"
+        lines.append(f"accuracy, {folds}: {_list_accuracies(summary['cross_fitted'])}")
+    if summary["in_sample"]:
+        figures = _list_accuracies(summary["in_sample"])
+        lines.append(f"accuracy, in-sample (on images that chose the cut-offs): {figures}")
+    return lines
+
+
+def _list_accuracies(measured: dict[str, Any]) -> str:
+    cells = []
+    for part in PARTS:
+        if measured[f"accuracy_{part}"] is None:
+            cells.append(f"{part} – (no images)")
+            continue
+        low, high = measured[f"accuracy_{part}_ci"]
+        cells.append(
+            f"{part} {measured[f'accuracy_{part}']:.1%} [{low:.1%}, {high:.1%}] of "
+            f"{measured[f'num_{part}']:,}"
+        )
+    return ", ".join(cells)

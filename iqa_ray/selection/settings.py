@@ -47,7 +47,13 @@ class CutoffsJob(WorkspaceJob):
         description="set a metric's cut-off by hand, such as lapm=2.6; repeatable; it holds for "
         "images of one size",
     )
-    seed: int = Field(default=0, ge=0, description="seed of bootstrap and permutations")
+    group: str | None = Field(
+        default=None,
+        description="column of the scored manifest: images of one group, such as shots of one "
+        "object, share a fold when accuracy is cross-fitted",
+        json_schema_extra={"metavar": "COLUMN"},
+    )
+    seed: int = Field(default=0, ge=0, description="seed of bootstrap, permutations and folds")
 
     _metrics = field_validator("metrics")(_drop_repeated)
 
@@ -71,6 +77,11 @@ class SelectJob(WorkspaceJob):
         default="majority",
         description="low votes that reject an image: majority (more than half), any, "
         "all or a number",
+    )
+    cutoffs_from: str | None = Field(
+        default=None,
+        description="use the cut-offs that were learnt on another workspace; they are copied",
+        json_schema_extra={"metavar": "WS"},
     )
     link: str | None = Field(
         default=None,

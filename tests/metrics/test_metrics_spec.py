@@ -23,7 +23,8 @@ from iqa_ray.predictions.jobs import run_predict
 from iqa_ray.predictions.settings import PredictJob
 from iqa_ray.scoring.jobs import run_score
 from iqa_ray.scoring.settings import ScoreJob
-from iqa_ray.selection.jobs import fit_cutoffs, run_select, write_cutoffs
+from iqa_ray.selection.fitting import FittedCutoffs, fit_cutoffs, write_cutoffs
+from iqa_ray.selection.jobs import run_select
 from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.storage.workspace import Workspace
 
@@ -203,9 +204,9 @@ def test_a_metric_votes_by_default_once_it_was_scored_by_name(
             run_score(make_job(ScoreJob, {"images": str(images), "workspace": ws, **given}))
         job = {"predictions": str(tmp_path / "said.csv"), "workspace": ws}
         run_predict(make_job(PredictJob, job))
-        fitted = fit_cutoffs(Workspace(ws), make_job(CutoffsJob, {"workspace": ws}))
+        fitted = fit_cutoffs(Workspace(ws), make_job(CutoffsJob, {"workspace": ws})).cutoffs
         by_hand = {name: replace(cutoff, value=0.0) for name, cutoff in fitted.items()}
-        write_cutoffs(Workspace(ws), by_hand)
+        write_cutoffs(Workspace(ws), FittedCutoffs(by_hand))
         return set(run_select(make_job(SelectJob, {"workspace": ws}))["metrics"])
 
     assert find_voters() == {"lapv", "lapm", "wavs", "brisque", "niqe"}

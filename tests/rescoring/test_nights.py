@@ -52,7 +52,7 @@ def test_a_refit_learns_other_cutoffs_and_keeps_the_old_ones_dated(desk):
     second = put_group(desk, "y", range(144, 192, 4), 140.5)  # wrong: 137, 133 … 93
     desk.score("lapm")
     desk.predict(first)
-    desk.cutoffs()
+    desk.cutoffs(scale="raw")
     assert desk.values() == {"lapm": pytest.approx(100.5, abs=0.01)}
     desk.predict(second)
     learnt = Path(desk.ws, "cutoffs.json").read_bytes()
@@ -78,7 +78,7 @@ def test_a_refit_fits_as_the_last_cutoffs_did(desk):
     judged = put_group(desk, "x", range(104, 152, 8), 100.5)
     desk.score("lapm")
     desk.predict(judged)
-    desk.cutoffs(min_wrong=5)  # there are six; by default it takes ten
+    desk.cutoffs(min_wrong=5, scale="raw")  # there are six; by default it takes ten
     Path(desk.ws, "cutoffs.json").unlink()
     assert desk.rescore(refit=True)["alerts"] == []
     assert desk.values() == {"lapm": pytest.approx(100.5, abs=0.01)}
@@ -89,7 +89,7 @@ def test_a_refit_that_finds_nothing_keeps_the_old_cutoffs_and_the_night_goes_on(
     judged = put_group(desk, "x", range(104, 152, 4), 100.5)
     desk.score("lapm")
     desk.predict(judged)
-    desk.cutoffs()
+    desk.cutoffs(scale="raw")
     before = Path(desk.ws, "cutoffs.json").read_bytes()
     desk.predict(dict.fromkeys(judged, True))
     desk.put("a/new.bmp", 200)
@@ -117,7 +117,7 @@ def test_a_refit_replaces_only_the_cutoffs_that_it_finds(desk):
     desk.predict(judged)
     desk.cutoffs(metrics=("wavs", "lapm"), cutoff={"wavs": 7, "lapm": 60})
     old = Path(desk.ws, "cutoffs.json").read_bytes()
-    desk.cutoffs(metrics=("wavs", "lapm"))  # the settings that a refit repeats
+    desk.cutoffs(metrics=("wavs", "lapm"), scale="raw")  # the settings that a refit repeats
     Path(desk.ws, "cutoffs.json").write_bytes(old)
     (alert,) = desk.rescore(refit=True)["alerts"]
     assert alert.startswith("--refit found no cut-off of wavs, which keeps its old one: all ")

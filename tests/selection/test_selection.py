@@ -7,21 +7,19 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from desk import Desk
 from inline import put
+from pyarrow import parquet as pq
 
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.predictions.table import Origins, read_predictions, write_predictions
 from iqa_ray.selection.cutoffs import Cutoff, fit_cutoff
-from iqa_ray.selection.jobs import (
-    describe_cutoffs,
-    describe_selection,
-    fit_cutoffs,
-    read_cutoffs,
-    write_cutoffs,
-)
+from iqa_ray.selection.fitting import FittedCutoffs, fit_cutoffs, read_cutoffs, write_cutoffs
+from iqa_ray.selection.jobs import describe_cutoffs, describe_selection
 from iqa_ray.selection.settings import CutoffsJob, SelectJob
 from iqa_ray.storage.workspace import Workspace
 
@@ -40,7 +38,8 @@ def judged(desk):
 
 
 def fit(desk, **given):
-    return fit_cutoffs(Workspace(desk.ws), make_job(CutoffsJob, {"workspace": desk.ws, **given}))
+    job = make_job(CutoffsJob, {"workspace": desk.ws, **given})
+    return fit_cutoffs(Workspace(desk.ws), job).cutoffs
 
 
 # --- cut-offs ---------------------------------------------------------------------------------
@@ -108,7 +107,7 @@ def test_without_any_cutoff_the_table_and_the_reasons_are_told(judged, capsys):
         f"no metric has a cut-off (lapm: {reason}; wavs: {reason}); --cutoff NAME=VALUE sets one"
     )
     said = capsys.readouterr().err
-    assert "metric     better    cut-off" in said
+    assert "metric     better  scale   cut-off" in said
     assert judged.values() == {"lapm": None, "wavs": None}
     # one that has some is enough
     judged.cutoffs(min_wrong=11, cutoff={"wavs": 1})
@@ -221,6 +220,7 @@ def test_the_selection_has_scores_votes_and_reasons(desk, tmp_path):
     assert summary == {
         "num_images": 4, "num_kept": 1, "num_rejected": 3, "num_unscored": 1, "num_linked": 1,
         "metrics": ["lapm", "wavs"], "rule": "any", "cutoffs": {"lapm": 50, "wavs": 60},
+        "cross_fitted": None, "in_sample": None,
         "workspace": desk.ws,
     }  # fmt: skip
     table = pd.read_parquet(f"{desk.ws}/selection.parquet")
@@ -286,7 +286,8 @@ def test_voters_are_those_asked_for_or_of_the_study_or_all_with_a_cutoff(judged,
 
 def test_a_metric_without_a_cutoff_does_not_vote_and_is_refused_by_name(judged, capsys):
     lacks = Cutoff(None, "higher_is_better", reason="too few")
-    write_cutoffs(Workspace(judged.ws), {"lapm": lacks, "wavs": Cutoff(1, "higher_is_better")})
+    cutoffs = {"lapm": lacks, "wavs": Cutoff(1, "higher_is_better")}
+    write_cutoffs(Workspace(judged.ws), FittedCutoffs(cutoffs))
     assert judged.select()["metrics"] == ["wavs"]  # also where no version is on record
     assert "not a voter: lapm has no cut-off: too few" in capsys.readouterr().err
     with pytest.raises(UsageError, match="^--metrics: lapm has no cut-off: too few$"):
@@ -317,3 +318,116 @@ def test_scores_of_different_contents_do_not_vote(desk):
     set_cutoffs(desk, lapm=5, wavs=5)
     assert desk.select()["num_unscored"] == 1
     assert make_job(SelectJob, {"workspace": "ws"}).metrics == ()
+
+
+# --- accuracy on images that did not choose the cut-offs --------------------------------------
+
+
+@pytest.fixture
+def blurred(desk, tmp_path):
+    """Sixty images of a manifest, three shots of each object; the blurred half is often wrong."""
+    desk = Desk(tmp_path / "blurred")
+    rng = np.random.default_rng(0)
+    rows, right = [], {}
+    for number in range(60):
+        level = int(rng.integers(20, 90)) if number % 2 else int(rng.integers(60, 140))
+        desk.put(f"a/{number}.bmp", level)
+        right[f"a/{number}.bmp"] = bool(rng.random() < (0.9 if level > 70 else 0.2))
+        split = "train" if number < 6 else "test"
+        rows.append((f"a/{number}.bmp", "a", split, f"object {number // 3}", "one"))
+    columns = ["path", "label", "split", "object", "brand"]
+    pd.DataFrame(rows, columns=columns).to_csv(desk.photos / "all.csv", index=False)
+    desk.photos = desk.photos / "all.csv"
+    desk.score("lapm")
+    desk.predict(right)
+    return desk
+
+
+def test_accuracy_is_cross_fitted_and_the_in_sample_one_is_named_so(blurred):
+    entry = blurred.cutoffs(seed=1)["lapm"]
+    assert len(set(entry["fold_values"])) > 1
+    assert all(abs(value - entry["value"]) < 30 for value in entry["fold_values"])
+    summary = blurred.select()
+    measured = summary["cross_fitted"]
+    assert measured["num_folds"] == 5
+    folds = pd.read_parquet(f"{blurred.ws}/folds.parquet")
+    selection = pd.read_parquet(f"{blurred.ws}/selection.parquet").set_index("image_id")
+    predictions = pd.read_parquet(f"{blurred.ws}/predictions.parquet").set_index("image_id")
+    bounds = np.array(entry["fold_values"])[folds["fold"]]
+    keep = selection["lapm"][folds["image_id"]].to_numpy() >= bounds
+    correct = predictions["correct"][folds["image_id"]].to_numpy(bool)
+    assert measured["num_kept"] == keep.sum()
+    assert measured["accuracy_kept"] == pytest.approx(correct[keep].mean())
+    assert measured["accuracy_rejected"] == pytest.approx(correct[~keep].mean())
+    assert measured["accuracy_all"] == pytest.approx(correct.mean())
+    in_sample = selection["keep"][folds["image_id"]].to_numpy(bool)
+    assert summary["in_sample"]["accuracy_kept"] == pytest.approx(correct[in_sample].mean())
+    said = describe_selection(summary).splitlines()
+    assert said[3].startswith("accuracy, cross-fitted in 5 folds: kept ")
+    assert said[4].startswith("accuracy, in-sample (on images that chose the cut-offs): kept ")
+
+
+def test_images_that_the_model_was_trained_on_do_not_fit_cutoffs(blurred, capsys):
+    counts = blurred.cutoffs()["lapm"]["counts"]
+    assert sum(counts.values()) == 54
+    assert "6 predictions are of images with split=train" in capsys.readouterr().err
+    assert len(pd.read_parquet(f"{blurred.ws}/folds.parquet")) == 54
+
+
+def test_images_of_one_group_share_a_fold(blurred):
+    blurred.cutoffs(group="object", seed=2)
+    folds = pd.read_parquet(f"{blurred.ws}/folds.parquet")
+    assert folds.groupby("unit")["fold"].nunique().eq(1).all()
+    assert sorted(folds["unit"].unique()) == sorted(f"group object {n}" for n in range(2, 20))
+
+
+@pytest.mark.parametrize(
+    ("group", "problem"),
+    [
+        ("shop", "all.csv has no column `shop`"),
+        ("brand", "--group brand: the judged images have 1 groups, and folds need at least 2"),
+    ],
+)
+def test_groups_that_cannot_be_had_are_refused(blurred, group, problem):
+    with pytest.raises(UsageError, match=problem):
+        blurred.cutoffs(group=group)
+
+
+def test_a_folder_has_no_groups(judged):
+    with pytest.raises(UsageError, match="--group object: needs a manifest .* is a folder"):
+        judged.cutoffs(group="object")
+
+
+def test_cutoffs_of_another_workspace_are_copied_with_the_images_that_chose_them(
+    blurred, judged, capsys
+):
+    blurred.cutoffs()
+    summary = judged.select(cutoffs_from=blurred.ws)
+    assert judged.values() == blurred.values()
+    folds = Path(judged.ws, "folds.parquet")
+    record = json.loads(pq.read_schema(folds).metadata[b"iqa_ray"])
+    assert record["workspace"] == blurred.ws
+    assert pq.read_table(folds).equals(pq.read_table(f"{blurred.ws}/folds.parquet"))
+    # none of these images chose them: what is measured is the vote itself
+    assert summary["cross_fitted"]["num_folds"] == 0
+    assert summary["cross_fitted"]["accuracy_kept"] == summary["in_sample"]["accuracy_kept"]
+    with pytest.raises(UsageError, match=f"--metrics: {blurred.ws}/cutoffs.json has no wavs"):
+        judged.select(cutoffs_from=blurred.ws, metrics=("wavs",))
+    entries = json.loads(Path(blurred.ws, "cutoffs.json").read_text())
+    entries["lapm"]["version"] = "0"
+    Path(blurred.ws, "cutoffs.json").write_text(json.dumps(entries))
+    with pytest.raises(UsageError, match="version 0 .* score both workspaces with the same"):
+        judged.select(cutoffs_from=blurred.ws)
+
+
+def test_a_majority_of_two_that_were_three_is_told(judged, capsys):
+    judged.cutoffs(cutoff={"lapm": 100, "wavs": 50})
+    by_hand = read_cutoffs(Workspace(judged.ws))
+    lacks = Cutoff(None, "higher_is_better", reason="too few")
+    write_cutoffs(Workspace(judged.ws), FittedCutoffs({**by_hand, "lapv": lacks}))
+    capsys.readouterr()
+    judged.select()
+    assert "only lapm and wavs of 3 voters are left" in capsys.readouterr().err
+    for settings in ({"rule": "any"}, {"metrics": ("lapm", "wavs")}):
+        judged.select(**settings)
+        assert "voters are left" not in capsys.readouterr().err
