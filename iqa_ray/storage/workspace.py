@@ -117,7 +117,11 @@ class Workspace:
     ) -> None:
         """Write `frame`, less its index, as `write_table` does; its columns are `schema`'s."""
         assert list(frame.columns) == schema.names, f"{list(frame.columns)} in {name}"
-        self.write_table(name, pa.Table.from_pandas(frame, schema, preserve_index=False), record)
+        # pandas makes numbers of a column without values, which may be one of texts or lists
+        numbers = frame.select_dtypes("float64")
+        frame = frame.astype(dict.fromkeys(numbers.columns[numbers.isna().all()], object))
+        table = pa.Table.from_pandas(frame, schema, preserve_index=False)
+        self.write_table(name, table, record)
 
     def read_record(self, name: str) -> dict[str, Any] | None:
         """The record in the metadata of table `name`; None if there is no such table.

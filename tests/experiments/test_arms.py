@@ -64,11 +64,11 @@ def test_other_tables_under_the_names_of_ours_are_refused(selected):
 
 
 def pretend(monkeypatch, result) -> None:
-    """Let every run of the arm `high` or without removals fail, and the others come to `result`."""
+    """Let runs of the arms `high` and `removed-0` fail, the others come to `result` or fail too."""
 
     def train(todo, num_reused, material, place, job):
         for run in todo:
-            if run.arm not in ("high", "removed-0"):
+            if result and run.arm not in ("high", "removed-0"):
                 RunFiles(place).write_result(run, result)
         return []
 
@@ -81,8 +81,9 @@ def pretend(monkeypatch, result) -> None:
         RESULT,
         {**RESULT, "status": "diverged", "history": []}
         | dict.fromkeys(("accuracy", "auc", "best_epoch", "last_accuracy", "last_auc")),
+        None,
     ],
-    ids=["some", "none"],
+    ids=["one is ok", "one diverged", "all failed"],
 )
 def test_columns_of_results_have_one_type_whichever_runs_failed(selected, monkeypatch, result):
     pretend(monkeypatch, result)

@@ -72,6 +72,7 @@ def test_the_columns_have_one_type_whatever_is_in_them(selected):
     selected.score("lapm", "wavs")
     selected.select()
     assert pq.read_schema(f"{selected.ws}/{SELECTION_FILE}").remove_metadata().equals(schema)
+    assert read_selection(Workspace(selected.ws))[0]["low_lapm"].dtype == "boolean"
 
 
 @pytest.mark.parametrize("keeps_record", [True, False])

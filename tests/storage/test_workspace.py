@@ -594,13 +594,16 @@ def test_frames_are_written_without_their_index(workspace):
 
 
 def test_the_columns_of_a_frame_have_the_types_of_the_schema_whatever_is_in_them(workspace):
-    schema = pa.schema([("label", pa.string()), ("epoch", pa.int64())])
-    frame = pd.DataFrame({"label": [None, None], "epoch": [1, np.nan]})
+    lists = pa.list_(pa.int64())
+    schema = pa.schema([("label", pa.string()), ("epoch", pa.int64()), ("rows", lists)])
+    frame = pd.DataFrame({"label": [None, None], "epoch": [1, np.nan], "rows": np.nan})
     workspace.write_frame("x.parquet", frame, schema)
     table = workspace.read_table("x.parquet", "select")
     assert table.schema.remove_metadata().equals(schema)
-    assert table.to_pydict() == {"label": [None, None], "epoch": [1, None]}
-    for other in (frame[["epoch", "label"]], frame[["label"]], frame.assign(more=1)):
+    assert table.to_pydict() == {
+        "label": [None, None], "epoch": [1, None], "rows": [None, None],
+    }  # fmt: skip
+    for other in (frame[["epoch", "label", "rows"]], frame[["label"]], frame.assign(more=1)):
         with pytest.raises(AssertionError, match=r"in x\.parquet"):
             workspace.write_frame("x.parquet", other, schema)
 
