@@ -110,7 +110,10 @@ def train_run(
     files: RunFiles,
     on_epoch: Callable[[dict[str, Any]], object],
 ) -> Result:
-    """Do a run, from its checkpoint if it has one, and write its result.
+    """Do a run, from its checkpoint if it has one, and write its result; or read the one it has.
+
+    Its worker may have been lost after it wrote the result and before it could say so. Another that
+    is lost between telling of an epoch and its checkpoint makes the next do that epoch again.
 
     The epoch that counts is the best on the validation part: by accuracy, then by loss, then the
     earliest. (Smith et al., section 3.2, set a tenth of the images aside for evaluation, and do not
@@ -130,8 +133,11 @@ def train_run(
         and last_accuracy and last_auc at the last, best_epoch, history (a row an epoch: epoch,
         loss, accuracy, validation_loss, validation_accuracy, seconds), seconds, device, num_train.
     """
-    trainer = start_training(run.recipe, num_classes, weights)
+    # in this order: a worker that is still at it writes the result before it deletes the checkpoint
     state = files.read_checkpoint(run) or {"history": [], "best": None}
+    if (result := files.read_result(run)) is not None:
+        return result
+    trainer = start_training(run.recipe, num_classes, weights)
     if state["history"]:
         trainer.load_state(state["trainer"])
     history, best = state["history"], state["best"]
