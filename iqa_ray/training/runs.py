@@ -112,8 +112,8 @@ def train_run(
 ) -> Result:
     """Do a run, from its checkpoint if it has one, and write its result; or read the one it has.
 
-    Its worker may have been lost after it wrote the result and before it could say so. Another that
-    is lost between telling of an epoch and its checkpoint makes the next do that epoch again.
+    A worker may be lost after it wrote the result and before it said so. One that is lost after it
+    told of an epoch and before the checkpoint makes the next do that epoch again.
 
     The epoch that counts is the best on the validation part: by accuracy, then by loss, then the
     earliest. (Smith et al., section 3.2, set a tenth of the images aside for evaluation, and do not
@@ -140,8 +140,7 @@ def train_run(
     trainer = start_training(run.recipe, num_classes, weights)
     if state["history"]:
         trainer.load_state(state["trainer"])
-    history, best = state["history"], state["best"]
-    last, error = None, ""
+    history, best, last, error = state["history"], state["best"], None, ""
     parts = {name: torch.tensor(getattr(run, name)) for name in ("train", "validation", "test")}
     for epoch in range(len(history) + 1, run.recipe.epochs + 1):
         start_s = time.monotonic()
