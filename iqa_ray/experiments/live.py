@@ -61,15 +61,17 @@ class LiveRuns:
             return
         key = event.get("key") or event.get("started") or event.get("finished") or event["failed"]
         if "started" in event:
-            self._rows[key] = []
+            self._rows.setdefault(key, [])  # it may have been in the hand of a worker that was lost
         elif "epoch" in event:
             self._note_epoch(key, event["epoch"])
         else:
             self._note_end(key, event)
 
     def _note_epoch(self, key: str, row: dict[str, Any]) -> None:
-        self._rows.setdefault(key, []).append(row)
-        self._num_epochs_done += 1
+        rows = self._rows.setdefault(key, [])
+        # after the loss of a worker an epoch may be done again
+        self._num_epochs_done += not rows or row["epoch"] > rows[-1]["epoch"]
+        rows.append(row)
         self._write_scalars(key, row)
         if time.monotonic() - self._last_line_s >= LINE_INTERVAL_S:
             self._say(self._describe(key, row))

@@ -110,7 +110,10 @@ def train_run(
     files: RunFiles,
     on_epoch: Callable[[dict[str, Any]], object],
 ) -> Result:
-    """Do a run, from its checkpoint if it has one, and write its result.
+    """Do a run, from its checkpoint if it has one, and write its result; or read the one it has.
+
+    A worker may be lost after it wrote the result and before it said so. One that is lost after it
+    told of an epoch and before the checkpoint makes the next do that epoch again.
 
     The epoch that counts is the best on the validation part: by accuracy, then by loss, then the
     earliest. (Smith et al., section 3.2, set a tenth of the images aside for evaluation, and do not
@@ -130,12 +133,14 @@ def train_run(
         and last_accuracy and last_auc at the last, best_epoch, history (a row an epoch: epoch,
         loss, accuracy, validation_loss, validation_accuracy, seconds), seconds, device, num_train.
     """
-    trainer = start_training(run.recipe, num_classes, weights)
+    # in this order: a worker that is still at it writes the result before it deletes the checkpoint
     state = files.read_checkpoint(run) or {"history": [], "best": None}
+    if (result := files.read_result(run)) is not None:
+        return result
+    trainer = start_training(run.recipe, num_classes, weights)
     if state["history"]:
         trainer.load_state(state["trainer"])
-    history, best = state["history"], state["best"]
-    last, error = None, ""
+    history, best, last, error = state["history"], state["best"], None, ""
     parts = {name: torch.tensor(getattr(run, name)) for name in ("train", "validation", "test")}
     for epoch in range(len(history) + 1, run.recipe.epochs + 1):
         start_s = time.monotonic()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +42,27 @@ def test_every_epoch_is_in_the_event_file_at_once(tmp_path):
         (event.step, v.tag, v.simple_value) for event in events[1:] for v in event.summary.value
     ]
     assert found == [(step, name, epoch(step)["epoch"][name]) for step in (1, 2) for name in NAMES]
+
+
+@pytest.mark.parametrize("after_the_loss", [[], [3], [3, *range(4, 31)], range(4, 31)])
+def test_what_is_left_counts_no_epoch_twice(capsys, monkeypatch, after_the_loss):
+    """A worker is lost after the run's third epoch, or after its result; another takes the run.
+
+    Half of all epochs took forty seconds, so the other half takes as long.
+    """
+    result = {"status": "ok", "accuracy": 0.5, "best_epoch": 3, "seconds": 30.0}
+    other = replace(RUN, key="other")
+    with LiveRuns([RUN, other], 0, None) as live:
+        now_s = time.monotonic() + 40
+        monkeypatch.setattr(time, "monotonic", lambda: now_s)
+        live({"started": RUN.key})
+        for number in (1, 2, 3):
+            live(epoch(number))
+        live({"started": RUN.key})
+        for number in after_the_loss:
+            live(epoch(number))
+        live({"finished": RUN.key, "result": result})
+    assert capsys.readouterr().err.splitlines()[-1].endswith("; 40 s left")
 
 
 def test_a_full_disk_is_an_error_and_no_endless_wait(tmp_path, monkeypatch):

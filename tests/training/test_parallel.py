@@ -80,7 +80,8 @@ def test_a_killed_worker_changes_nothing(material, tmp_path, capsys):
     assert killed
     assert read_results(runs, tmp_path / "b") == expected
     assert "a worker was lost, another group is started" in capsys.readouterr().err
-    # each run that was in flight goes on after its last epoch: at most one is done again
+    # Of each run in flight at most one epoch is done again: whose checkpoint was not written yet.
+    # A run that has its result is not, though its worker was lost before it said so.
     assert len(epochs) <= 12 + 2
     # what the dead wrote half stays for a day: it might be another process's, which is at it now
     assert not list((tmp_path / "b" / "checkpoints").glob("*.pt"))
@@ -161,7 +162,7 @@ def test_a_lost_node_changes_nothing(image_folder, tmp_path):
     assert said["failures"] == []
     assert "a worker was lost, another group is started" in done.stderr
     assert read_results(runs, out) == read_results(runs, tmp_path / "alone")
-    # two runs were in flight: at most an epoch of each is done again
+    # two runs were in flight: at most an epoch of each is done again, as above
     assert sum("key" in event for event in said["events"]) <= 12 + 2
     assert not list((out / "checkpoints").glob("*.pt"))
 

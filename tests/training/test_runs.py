@@ -178,6 +178,28 @@ def test_two_that_train_the_same_run_leave_each_other_s_files_alone(undisturbed,
     assert files.read_checkpoint(run) is None
 
 
+def test_a_run_that_has_its_result_is_not_trained_again(files):
+    """Its worker was lost before it could say so."""
+    seen = []
+    expected = train(make_run(), files)
+    assert train(make_run(), files, seen.append) == expected
+    assert seen == []
+
+
+def test_a_result_that_another_writes_meanwhile_is_found(files):
+    """A worker of a lost node goes on for a moment: it ends the run before this one looks."""
+    run, seen = make_run(), []
+
+    class Overtaken(RunFiles):
+        def read_checkpoint(self, run):
+            train(run, files)
+            return super().read_checkpoint(run)
+
+    result = train(run, Overtaken(files._folder), seen.append)
+    assert result == files.read_result(run)
+    assert seen == []
+
+
 def test_what_was_left_half_written_long_ago_is_removed(files, tmp_path):
     run = make_run()
     files.write_checkpoint(run, {"history": [1]})
