@@ -31,8 +31,8 @@ from iqa_ray.progress import log
 Counts = tuple[int, int, int]  # mutants, those tested, those killed
 
 SEED = 1
-SAMPLE_SIZE = 40
-NUM_AT_ONCE = 2
+SAMPLE_SIZE = 20
+NUM_AT_ONCE = 1  # a test that fails for want of a processor would count as a kill
 # a mutant that never ends, or that ends Python, does not go unnoticed
 NOTICED = {"killed", "timeout", "segfault"}
 

@@ -115,6 +115,8 @@ def test_uris_with_credentials_are_refused(uri):
             refuse_credentials(value, "here: ")
         assert KEY not in str(caught.value)
         assert SECRET not in str(caught.value)
+    with pytest.raises(UsageError, match="^credentials in a URI"):
+        refuse_credentials(uri)
 
 
 @pytest.mark.parametrize("uri", WITHOUT)

@@ -127,7 +127,8 @@ class _Front:
 
 
 def _drop(connection: socket.socket) -> NoReturn:
-    connection.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(OSError):  # the client has gone already, at a time-out or killed
+        connection.shutdown(socket.SHUT_RDWR)
     raise ConnectionResetError  # werkzeug takes it for the client's and says nothing
 
 

@@ -12,7 +12,13 @@ import pytest
 from pyarrow import parquet as pq
 
 from iqa_ray.errors import UsageError
-from iqa_ray.images.listing import IMAGES_SCHEMA, list_images, locate_image, make_image_id
+from iqa_ray.images.listing import (
+    IMAGES_SCHEMA,
+    list_images,
+    locate_image,
+    make_image_id,
+    relative_name,
+)
 from iqa_ray.selection.subsets import link_kept
 from iqa_ray.storage.files import Location, locate
 
@@ -353,6 +359,49 @@ def test_an_image_of_a_store_in_a_local_manifest(tmp_path):
         assert (row["size_bytes"], row["mtime_ns"]) == (None, None)
     (tmp_path / "list.csv").write_text(f"path\n{uri}\n")
     assert list_images(str(tmp_path / "list.csv")).table["label"].to_pylist() == ["a"]
+
+
+def test_a_manifest_may_list_images_of_this_machine_and_of_a_store(image_folder, tmp_path):
+    import fsspec
+
+    uri, root = f"memory://{tmp_path.name}/1.jpg", image_folder(1)
+    fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/1.jpg", b"data")
+    (root / "list.csv").write_text(f"path\n{uri}\na/000.jpg\n")
+    table = list_images(str(root / "list.csv")).table
+    here = (root / "a/000.jpg").stat()
+    assert table["path"].to_pylist() == [f"{root}/a/000.jpg", uri]
+    assert table["size_bytes"].to_pylist() == [here.st_size, 4]
+    assert table["mtime_ns"][0].as_py() == here.st_mtime_ns
+
+
+def test_the_root_of_a_manifest_s_images_is_its_folder_with_the_options_of_its_uri(
+    image_folder, tmp_path
+):
+    import fsspec
+
+    root, uri = image_folder(1), f"memory://{tmp_path.name}"
+    (root / "list.csv").write_text("path\na/000.jpg\n")
+    assert list_images(str(root / "list.csv")).root == locate(root)
+    assert list_images(str(root)).root == locate(root)
+    fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/1.jpg", b"data")
+    fsspec.filesystem("memory").pipe(f"/{tmp_path.name}/list.csv", b"path\n1.jpg\n")
+    listing = list_images(f"{uri}/list.csv?region=eu")
+    assert listing.root == locate(f"{uri}?region=eu")
+    assert listing.table["path"].to_pylist() == [f"{uri}/1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "name"),
+    [
+        ("/a/b.jpg", "/", "a/b.jpg"),
+        ("/photos/a/b.jpg", "/photos", "a/b.jpg"),
+        ("/photos-2/b.jpg", "/photos", "/photos-2/b.jpg"),
+        ("s3://bucket/a/b.jpg", "s3://bucket/a", "b.jpg"),
+        ("s3://bucket/a/b.jpg", "/bucket/a", "s3://bucket/a/b.jpg"),
+    ],
+)
+def test_an_image_below_the_root_is_named_from_there(path, root, name):
+    assert relative_name(path, locate(root)) == name
 
 
 def test_missing_empty_and_wrong_sources(tmp_path):

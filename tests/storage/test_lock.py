@@ -221,3 +221,12 @@ def test_a_renewal_that_fails_is_tried_again(folder, monkeypatch, capsys):
             time.sleep(0.02)
         assert file.stat().st_ino != before
     assert f"cannot renew the lock {file}: no space left" in capsys.readouterr().err
+
+
+def test_every_user_may_read_who_holds_a_lock_and_only_its_owner_may_write_it(folder):
+    umask = os.umask(0)
+    try:
+        with hold_lock(folder):
+            assert Path(folder.path, LOCK_FILE).stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(umask)

@@ -624,6 +624,7 @@ def test_the_folders_of_parts_are_found_at_any_depth_and_once(workspace):
             workspace.parts(folder).write(rows("a"), prints, "s")
     workspace.write_table("images.parquet", rows("a"))
     workspace.write_table("study/part.parquet", rows("a"))
+    workspace.write_text("notes/part-1.txt", "a")
     assert list_parts_folders(workspace) == [
         "predictions/model=x", "scores/metric=a/version=1", "scores/metric=b/version=1",
     ]  # fmt: skip
