@@ -32,5 +32,9 @@ def test_the_interval_of_a_share_is_wilsons():
         test = stats.binomtest(int(num[row]), int(total[row]))
         expected = test.proportion_ci(0.95, method="wilson")
         assert (low[row], high[row]) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    assert low.min() == 0
-    assert high.max() == 1
+
+
+def test_the_interval_of_a_share_stays_within_0_and_1():
+    total = np.arange(1, 3000)
+    assert bound_share(0 * total, total)[0].min() == 0
+    assert bound_share(total, total)[1].max() == 1
