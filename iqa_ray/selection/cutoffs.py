@@ -42,7 +42,7 @@ class Cutoff:
         value: the cut-off in the metric's own units; None without one.
         direction: `higher_is_better` or `lower_is_better`; an image is low when its score is on
             the worse side of `value`, strictly.
-        source: `kde`, or `manual` for one set by hand.
+        source: `kde`, `certified`, or `manual` for one set by hand.
         bandwidths: of the kernels of the `correct` and the `incorrect` class, in units of the
             scale that the densities were estimated on.
         medians: of the two classes.
@@ -59,6 +59,8 @@ class Cutoff:
             best crossing rejects, in [0, 1].
         p_value: of a Youden index at least as large if scores and correctness were unrelated.
         is_between_medians: whether the best crossing lies between the two classes' medians.
+        certified: of a vote with a guarantee: target, confidence, accuracy_kept, share_kept,
+            num_images, voters and rule; the guarantee is that vote's, not one metric's.
         fold_values: the cut-offs fitted without each fold of `folds.parquet`, in their order, None
             without one; None where there are no folds.
     """
@@ -82,6 +84,7 @@ class Cutoff:
     youden: float | None = None
     p_value: float | None = None
     is_between_medians: bool | None = None
+    certified: dict[str, Any] | None = None
     fold_values: tuple[float | None, ...] | None = None
 
     @property

@@ -9,14 +9,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from iqa_ray.errors import UsageError
+from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.progress import log
 from iqa_ray.scoring.tables import ListedScores, find_spec, scored_metrics
 from iqa_ray.selection.crossfit import NUM_FOLDS
 from iqa_ray.selection.cutoffs import Cutoff, fit_cutoff, name_direction
+from iqa_ray.selection.guarantee import certify
 from iqa_ray.selection.judged import FOLDS_SCHEMA, deal_folds, read_judged, write_folds
 from iqa_ray.selection.settings import CutoffsJob
+from iqa_ray.selection.votes import votes_to_reject
 from iqa_ray.storage.workspace import Workspace
+from iqa_ray.study.verdicts import VERDICTS_FILE
 
 CUTOFFS_FILE = "cutoffs.json"
 
@@ -29,14 +32,87 @@ class FittedCutoffs:
     judged: pd.DataFrame = field(default_factory=FOLDS_SCHEMA.empty_table().to_pandas)
 
 
+def find_study_voters(workspace: Workspace) -> tuple[str, ...] | None:
+    """The metrics that `study` chose; None where it did not run.
+
+    Raises:
+        UsageError: it found none.
+    """
+    if not workspace.has(VERDICTS_FILE):
+        return None
+    voters = tuple(workspace.read_json(VERDICTS_FILE, "study IMAGES")["voters"])
+    if not voters:
+        raise UsageError(
+            f"no metric qualified in {workspace}/{VERDICTS_FILE}: name voters with --metrics"
+        )
+    return voters
+
+
+def certify_cutoffs(workspace: Workspace, job: CutoffsJob) -> FittedCutoffs:
+    """The cut-offs of the loosest vote with a guarantee, without writing any.
+
+    The voters are those of the job, else the study's, else all metrics that have scores: who has a
+    fitted cut-off would depend on who is right. Of images that belong together one counts, drawn
+    at random, since a guarantee needs independent ones.
+
+    Raises:
+        UsageError: no scores or predictions, groups that cannot be had, cut-offs set by hand, or a
+            rule that the voters cannot meet.
+        IncompleteError: nothing could be certified.
+    """
+    assert job.target_accuracy is not None
+    if job.cutoff:
+        raise UsageError("--cutoff sets one by hand, and --target-accuracy certifies all: give one")
+    names = job.metrics or find_study_voters(workspace) or tuple(scored_metrics(workspace))
+    needed = votes_to_reject(job.rule, len(names))
+    scores = ListedScores(workspace)
+    judged = read_judged(workspace, scores)
+    deal_folds(judged, scores, job.group, job.seed)
+    for name, rows in scores.read_all(names).items():
+        columns = rows.select(["image_id", "content_hash", "score"]).to_pandas()
+        columns = columns.rename(columns={"score": name})
+        judged = judged.merge(columns, "left", ["image_id", "content_hash"])
+    alone = judged.sample(frac=1, random_state=job.seed).drop_duplicates("unit")
+    specs = {name: find_spec(workspace, name) for name in names}
+    certificate = certify(
+        {name: alone[name].to_numpy(np.float64) for name in names},
+        alone["correct"].to_numpy(bool),
+        {name: spec.higher_is_better for name, spec in specs.items()},
+        needed,
+        job.target_accuracy,
+        job.confidence,
+        job.seed,
+    )
+    if certificate.cutoffs is None:
+        more = certificate.num_more
+        hint = f"; about {more:,} more judged images would be needed" if more else ""
+        raise IncompleteError(f"nothing could be certified: {certificate.reason}{hint}")
+    certified = certificate.describe() | {"voters": list(names), "rule": job.rule}
+    cutoffs = {
+        name: Cutoff(
+            certificate.cutoffs[name],
+            name_direction(spec.higher_is_better),
+            source="certified",
+            version=spec.version,
+            certified=certified,
+        )
+        for name, spec in specs.items()
+    }
+    return FittedCutoffs(cutoffs, alone[FOLDS_SCHEMA.names])
+
+
 def fit_cutoffs(workspace: Workspace, job: CutoffsJob) -> FittedCutoffs:
     """The cut-off of each metric that the job names, without writing any.
 
-    A score and a prediction count together only if they are of the same content of an image.
+    With a target accuracy they are certified (see `certify_cutoffs`). A score and a prediction
+    count together only if they are of the same content of an image.
 
     Raises:
         UsageError: no scores or no predictions, or groups that cannot be had.
+        IncompleteError: a target accuracy for which nothing could be certified.
     """
+    if job.target_accuracy is not None:
+        return certify_cutoffs(workspace, job)
     fitted = [name for name in job.metrics or scored_metrics(workspace) if name not in job.cutoff]
     if not fitted and not job.cutoff:
         raise UsageError(

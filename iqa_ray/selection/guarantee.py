@@ -45,6 +45,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil, inf, log
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +97,11 @@ class Certificate:
     share_kept: float | None = None
     num_more: int | None = None
     reason: str | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What the summary and `cutoffs.json` say of the vote."""
+        names = ("target", "confidence", "accuracy_kept", "share_kept", "num_images")
+        return {name: getattr(self, name) for name in names}
 
 
 def certify(

@@ -18,6 +18,7 @@ from iqa_ray.selection.cutoffs import Cutoff
 from iqa_ray.selection.fitting import (
     CUTOFFS_FILE,
     FittedCutoffs,
+    find_study_voters,
     fit_cutoffs,
     read_cutoffs,
     write_cutoffs,
@@ -32,7 +33,6 @@ from iqa_ray.selection.table import SELECTION_FILE, read_selection, write_select
 from iqa_ray.selection.votes import cast_votes, votes_to_reject
 from iqa_ray.storage.files import locate
 from iqa_ray.storage.workspace import Workspace
-from iqa_ray.study.verdicts import VERDICTS_FILE
 
 
 class OutdatedCutoffError(UsageError):
@@ -42,9 +42,12 @@ class OutdatedCutoffError(UsageError):
 def run_cutoffs(job: CutoffsJob) -> dict[str, Any]:
     """Fit and write `cutoffs.json`; returns one entry a metric, as the file has it.
 
+    With a target accuracy a further entry `certified` says of the vote: target, confidence,
+    accuracy_kept, share_kept, num_images, voters, rule.
+
     Raises:
         UsageError: no scores or no predictions.
-        IncompleteError: no metric has a cut-off.
+        IncompleteError: no metric has a cut-off, or nothing could be certified.
     """
     workspace = Workspace(job.workspace)
     fitted = fit_cutoffs(workspace, job)
@@ -54,7 +57,8 @@ def run_cutoffs(job: CutoffsJob) -> dict[str, Any]:
         log(describe_cutoffs(entries))
         reasons = "; ".join(f"{name}: {entry['reason']}" for name, entry in entries.items())
         raise IncompleteError(f"no metric has a cut-off ({reasons}); --cutoff NAME=VALUE sets one")
-    return entries
+    certified = next(iter(entries.values()))["certified"]
+    return {**entries, "certified": certified} if certified else entries
 
 
 def cutoffs(workspace: str, **settings: Any) -> pd.DataFrame:
@@ -72,6 +76,7 @@ def cutoffs(workspace: str, **settings: Any) -> pd.DataFrame:
         IncompleteError: no metric has a cut-off.
     """
     entries = run_cutoffs(make_job(CutoffsJob, {"workspace": str(workspace), **settings}))
+    entries.pop("certified", None)
     return pd.DataFrame(list(entries.values()), pd.Index(list(entries), name="metric"))
 
 
@@ -99,6 +104,8 @@ def describe_cutoffs(entries: dict[str, Any]) -> str:
         f"{'metric':10} {'better':7} {'scale':5} {'cut-off':>9} {'95% interval':>19} {'valid':>6} "
         f"{'Youden':>6} {'p':>6} {'AUC':>6} {'right':>6} {'wrong':>6} {'bandwidths':>15}  note"
     ]
+    entries, certified = dict(entries), entries.get("certified")
+    entries.pop("certified", None)
     for name, entry in entries.items():
         counts, widths = entry["counts"] or {}, entry["bandwidths"]
         cells = [
@@ -113,6 +120,14 @@ def describe_cutoffs(entries: dict[str, Any]) -> str:
             f" {_note(entry)}",
         ]
         lines.append(" ".join(cells).rstrip())
+    if certified:
+        lines.append(
+            f"certified: with a confidence of {certified['confidence']:.0%} the "
+            f"{certified['rule']} vote of {', '.join(certified['voters'])} keeps images of which "
+            f"at least {certified['target']:.1%} are classified rightly; it keeps "
+            f"{certified['share_kept']:.1%} of {certified['num_images']:,} judged images that did "
+            f"not lay the path, {certified['accuracy_kept']:.1%} of those right"
+        )
     return "\n".join(lines)
 
 
@@ -121,8 +136,8 @@ def _show(value: float | None, without: str = "–", *, form: str = ".4g") -> st
 
 
 def _note(entry: dict[str, Any]) -> str:
-    if entry["source"] == "manual":
-        return "set by hand"
+    if entry["source"] != "kde":
+        return {"manual": "set by hand", "certified": "certified"}[entry["source"]]
     others = [_show(value) for value in entry["crossings"] if value != entry["value"]]
     crossings = f"curves also cross at {', '.join(others)}" if others else ""
     outside = "" if entry["is_between_medians"] in (None, True) else "outside the two medians"
@@ -138,10 +153,8 @@ def run_select(job: SelectJob) -> dict[str, Any]:
     """
     workspace = Workspace(job.workspace)
     cutoffs = _choose_voters(workspace, job)
-    try:
-        votes_to_reject(job.rule, len(cutoffs))
-    except ValueError as error:
-        raise UsageError(f"--rule: {error}") from None
+    votes_to_reject(job.rule, len(cutoffs))
+    certified = next(iter(cutoffs.values())).certified
     scores = ListedScores(workspace)
     frame = scores.images.select(["image_id", "path", "label"]).to_pandas()
     for name, rows in scores.read_all(list(cutoffs)).items():
@@ -174,6 +187,7 @@ def run_select(job: SelectJob) -> dict[str, Any]:
         "metrics": list(cutoffs),
         "rule": job.rule,
         "cutoffs": values,
+        **({"certified": certified} if certified else {}),
         "workspace": str(workspace),
     }
 
@@ -216,12 +230,10 @@ def _choose_voters(workspace: Workspace, job: SelectJob) -> dict[str, Cutoff]:
     learnt_on = Workspace(job.cutoffs_from) if job.cutoffs_from else workspace
     known = read_cutoffs(learnt_on)
     names, is_strict = job.metrics or tuple(known), bool(job.metrics)
-    if not job.metrics and workspace.has(VERDICTS_FILE):
-        names = tuple(workspace.read_json(VERDICTS_FILE, "study IMAGES")["voters"])
-        if not names:
-            raise UsageError(
-                f"no metric qualified in {workspace}/{VERDICTS_FILE}: name voters with --metrics"
-            )
+    certified = next((cutoff.certified for cutoff in known.values() if cutoff.certified), None)
+    if not job.metrics:
+        of_study = None if certified else find_study_voters(workspace)
+        names = tuple(certified["voters"]) if certified else of_study or names
     cutoffs = {}
     for name in names:
         if name not in known:
@@ -244,7 +256,19 @@ def _choose_voters(workspace: Workspace, job: SelectJob) -> dict[str, Cutoff]:
         )
     for name, cutoff in cutoffs.items():
         _check_version(workspace, name, cutoff, learnt_on)
+        _check_certified(cutoff, set(cutoffs), job.rule)
     return cutoffs
+
+
+def _check_certified(cutoff: Cutoff, voters: set[str], rule: Rule) -> None:
+    """A guarantee is that of one vote."""
+    vote = cutoff.certified
+    if vote and (set(vote["voters"]) != voters or vote["rule"] != rule):
+        raise UsageError(
+            f"the cut-offs were certified for the {vote['rule']} vote of "
+            f"{', '.join(vote['voters'])}: select with these --metrics and --rule, or run "
+            "`iqa-ray cutoffs` without --target-accuracy"
+        )
 
 
 def _check_version(workspace: Workspace, name: str, cutoff: Cutoff, learnt_on: Workspace) -> None:

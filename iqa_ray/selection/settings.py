@@ -47,6 +47,20 @@ class CutoffsJob(WorkspaceJob):
         description="set a metric's cut-off by hand, such as lapm=2.6; repeatable; it holds for "
         "images of one size",
     )
+    target_accuracy: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="certify the loosest vote that keeps images of at least this accuracy, instead "
+        "of fitting each metric's cut-off",
+    )
+    confidence: float = Field(
+        default=0.95, gt=0, lt=1, description="with --target-accuracy: how sure it shall be"
+    )
+    rule: Rule = Field(
+        default="majority",
+        description="with --target-accuracy: low votes that reject an image, as in `select`",
+    )
     group: str | None = Field(
         default=None,
         description="column of the scored manifest: images of one group, such as shots of one "

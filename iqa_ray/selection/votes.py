@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from iqa_ray.errors import UsageError
 from iqa_ray.selection.cutoffs import Cutoff
 from iqa_ray.selection.settings import Rule
 
@@ -17,13 +18,13 @@ def votes_to_reject(rule: Rule, num_metrics: int) -> int:
     """How many low votes reject an image: more than half, one, all, or the given number.
 
     Raises:
-        ValueError: the rule asks for more votes than there are metrics, or for none.
+        UsageError: the rule asks for more votes than there are metrics, or for none.
     """
     needed = {"majority": num_metrics // 2 + 1, "any": 1, "all": num_metrics}.get(str(rule))
     if needed is None:
         needed = int(rule)
     if not 1 <= needed <= num_metrics:
-        raise ValueError(f"rule {rule}: {num_metrics} metrics vote, give 1 to {num_metrics}")
+        raise UsageError(f"--rule {rule}: {num_metrics} metrics vote, give 1 to {num_metrics}")
     return needed
 
 

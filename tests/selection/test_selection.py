@@ -17,6 +17,7 @@ from pyarrow import parquet as pq
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.predictions.table import Origins, read_predictions, write_predictions
+from iqa_ray.selection import jobs as selection_jobs
 from iqa_ray.selection.cutoffs import Cutoff, fit_cutoff
 from iqa_ray.selection.fitting import FittedCutoffs, fit_cutoffs, read_cutoffs, write_cutoffs
 from iqa_ray.selection.jobs import describe_cutoffs, describe_selection
@@ -298,7 +299,7 @@ def test_a_metric_without_a_cutoff_does_not_vote_and_is_refused_by_name(judged, 
 
 def test_a_rule_that_the_voters_cannot_meet_is_refused(judged):
     set_cutoffs(judged, lapm=50, wavs=60)
-    with pytest.raises(UsageError, match="^--rule: .*2 metrics vote, give 1 to 2"):
+    with pytest.raises(UsageError, match="^--rule .*2 metrics vote, give 1 to 2"):
         judged.select(rule=3)
     assert not Path(judged.ws, "selection.parquet").exists()
 
@@ -431,3 +432,68 @@ def test_a_majority_of_two_that_were_three_is_told(judged, capsys):
     for settings in ({"rule": "any"}, {"metrics": ("lapm", "wavs")}):
         judged.select(**settings)
         assert "voters are left" not in capsys.readouterr().err
+
+
+# --- a vote with a guarantee ------------------------------------------------------------------
+
+
+@pytest.fixture
+def sharp_or_not(desk):
+    """300 images: of the sharp ones the classifier is right on all, of the others on a third."""
+    right = {}
+    for number in range(300):
+        level = 20 + number % 150
+        desk.put(f"a/{number}.bmp", level, level + number // 150)
+        right[f"a/{number}.bmp"] = level > 90 or number % 3 == 0
+    desk.score("lapm", "wavs")
+    desk.predict(right)
+    return desk
+
+
+def test_a_vote_is_certified_for_later_images(sharp_or_not, capsys):
+    entries = sharp_or_not.cutoffs(target_accuracy=0.8, rule="any")
+    certified = entries.pop("certified")
+    assert certified["target"] == 0.8
+    assert certified["confidence"] == 0.95
+    assert certified["num_images"] == 270
+    assert certified["accuracy_kept"] > 0.8
+    assert certified["share_kept"] > 0.5
+    assert (certified["voters"], certified["rule"]) == (["lapm", "wavs"], "any")
+    written = json.loads(Path(sharp_or_not.ws, "cutoffs.json").read_text())
+    assert written == json.loads(json.dumps(entries))
+    assert {entry["source"] for entry in entries.values()} == {"certified"}
+    summary = sharp_or_not.select(rule="any")
+    assert summary["certified"] == certified
+    assert summary["num_kept"] / 300 == pytest.approx(certified["share_kept"], abs=0.1)
+    assert summary["in_sample"]["accuracy_kept"] == pytest.approx(
+        certified["accuracy_kept"], abs=0.05
+    )
+    table = describe_cutoffs({**entries, "certified": certified}).splitlines()
+    assert len(table) == 4
+    assert table[-1].startswith("certified: with a confidence of 95% the any vote of lapm, wavs ")
+    for other in ({"rule": "majority"}, {"rule": "any", "metrics": ("lapm",)}):
+        with pytest.raises(UsageError, match="certified for the any vote of lapm, wavs: select"):
+            sharp_or_not.select(**other)
+    # from Python, one row a metric
+    table = selection_jobs.cutoffs(sharp_or_not.ws, target_accuracy=0.8)
+    assert list(table.index) == ["lapm", "wavs"]
+
+
+def test_what_cannot_be_certified_leaves_the_cutoffs_as_they_were(sharp_or_not):
+    sharp_or_not.cutoffs(cutoff={"lapm": 50})
+    before = Path(sharp_or_not.ws, "cutoffs.json").read_bytes()
+    with pytest.raises(
+        IncompleteError, match="nothing could be certified: .*; about .* more judged images would"
+    ):
+        sharp_or_not.cutoffs(target_accuracy=0.999)
+    assert Path(sharp_or_not.ws, "cutoffs.json").read_bytes() == before
+    with pytest.raises(UsageError, match="--cutoff sets one by hand, and --target-accuracy"):
+        sharp_or_not.cutoffs(target_accuracy=0.8, cutoff={"lapm": 50})
+    with pytest.raises(UsageError, match="--rule 3: 2 metrics vote, give 1 to 2"):
+        sharp_or_not.cutoffs(target_accuracy=0.8, rule=3)
+
+
+def test_one_image_a_unit_is_tested(blurred):
+    certified = blurred.cutoffs(target_accuracy=0.3, confidence=0.6, group="object")["certified"]
+    assert certified["num_images"] == 16  # of 18 objects two lay the path
+    assert len(pd.read_parquet(f"{blurred.ws}/folds.parquet")) == 18
