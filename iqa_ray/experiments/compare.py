@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
-from pydantic import Field, field_validator
+from numpy.random import SeedSequence
+from pydantic import Field, field_validator, model_validator
 
 from iqa_ray.errors import UsageError
 from iqa_ray.experiments.arms import (
@@ -20,7 +21,7 @@ from iqa_ray.experiments.arms import (
     summarise_study,
     train_arms,
 )
-from iqa_ray.experiments.splits import Splits, split_quality
+from iqa_ray.experiments.splits import Seed, Splits, join_seeds, split_quality
 from iqa_ray.experiments.statistics import compare_arms, format_comparison, summarise_arms
 from iqa_ray.images.source import ImageSource
 from iqa_ray.progress import log
@@ -39,6 +40,12 @@ class CompareJob(ArmsJob):
     initial heads, and are compared seed by seed.
     """
 
+    split_per_seed: bool = Field(
+        default=False,
+        description="draw validation and test images anew for every seed, so that the verdict is "
+        "not on one split alone",
+    )
+
     backbones: tuple[BackboneName, ...] = Field(
         default=("alexnet", "vgg19", "resnet18", "resnet34"),
         description="networks to train, separated by commas",
@@ -56,6 +63,14 @@ class CompareJob(ArmsJob):
             raise ValueError("name at least one backbone")
         return tuple(dict.fromkeys(names))
 
+    @model_validator(mode="after")
+    def _check_split(self) -> CompareJob:
+        if self.split_per_seed and self.test_on not in ("high", "all"):
+            raise ValueError(
+                "--split-per-seed draws the test images anew, and --test-on names them: give one"
+            )
+        return self
+
 
 def run_compare(job: CompareJob) -> dict[str, Any]:
     """Train what is not trained yet, write `WS/comparisons/quality/`, and return the summary.
@@ -67,13 +82,17 @@ def run_compare(job: CompareJob) -> dict[str, Any]:
     start_s = time.monotonic()
     workspace = Workspace(job.workspace)
     candidates = read_candidates(workspace)
-    if job.test_on in ("high", "all"):
-        test_on: Any = job.test_on
-        splits = split_quality(candidates.frame, job.split_seed, job.num_train, test_on)
-    else:
+    if job.test_on not in ("high", "all"):
         splits, candidates = _split_with_others(candidates, job)
+    elif job.split_per_seed:
+        # not the plain pair of seeds: NumPy takes (s, 0) for s
+        seeds = {seed: SeedSequence(job.split_seed, spawn_key=(seed,)) for seed in job.seeds}
+        splits = join_seeds({seed: _split(candidates, job, own) for seed, own in seeds.items()})
+    else:
+        splits = _split(candidates, job, job.split_seed)
     runs = train_arms(workspace, "compare", FOLDER, job, job.backbones, splits, candidates)
-    summary, comparison = summarise_arms(runs), compare_arms(runs)
+    summary = summarise_arms(runs)
+    comparison = compare_arms(runs, split_per_seed=job.split_per_seed)
     workspace.write_frame(f"{FOLDER}/summary.parquet", summary.merge(comparison, on="backbone"))
     text = format_comparison(summary, comparison)
     check_runs(runs, text)
@@ -81,6 +100,11 @@ def run_compare(job: CompareJob) -> dict[str, Any]:
         **summarise_study(workspace, splits, runs, text, start_s),
         "comparison": comparison.astype(object).where(comparison.notna(), None).to_dict("records"),
     }
+
+
+def _split(candidates: Candidates, job: CompareJob, seed: Seed) -> Splits:
+    test_on: Any = job.test_on
+    return split_quality(candidates.frame, seed, job.num_train, test_on)
 
 
 def _split_with_others(candidates: Candidates, job: CompareJob) -> tuple[Splits, Candidates]:

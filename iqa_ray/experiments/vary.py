@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pandas as pd
 from pydantic import Field, field_validator
 
 from iqa_ray.experiments.arms import (
@@ -16,7 +17,7 @@ from iqa_ray.experiments.arms import (
     train_arms,
 )
 from iqa_ray.experiments.splits import REMOVED, SHARES, rank_quality, split_varying
-from iqa_ray.experiments.statistics import format_varying, summarise_arms
+from iqa_ray.experiments.statistics import compare_shares, format_varying, summarise_arms
 from iqa_ray.report.figures import draw_shares
 from iqa_ray.scoring.tables import find_spec
 from iqa_ray.storage.files import write_bytes
@@ -27,7 +28,10 @@ FOLDER = "comparisons/varying"
 
 
 class VaryJob(ArmsJob):
-    """Remove more and more images of the lowest quality and train on equally many of the rest."""
+    """Remove more and more images of the lowest quality and train on equally many of the rest.
+
+    Each share is compared, seed by seed, with removing nothing and with the high-quality images.
+    """
 
     backbone: BackboneName = Field(default="resnet34", description="the network to train")
     removed: tuple[int, ...] = Field(
@@ -60,17 +64,24 @@ def run_vary(job: VaryJob) -> dict[str, Any]:
     splits = split_varying(candidates.frame, quality, job.split_seed, job.num_train, job.removed)
     runs = train_arms(workspace, "vary", FOLDER, job, [job.backbone], splits, candidates)
     summary = summarise_arms(runs)
-    summary["removed_percent"] = summary["arm"].str.removeprefix(REMOVED).astype(int)
+    removed = pd.to_numeric(summary["arm"].str.removeprefix(REMOVED), errors="coerce")
+    summary["removed_percent"] = removed.astype("Int64")  # null for the high-quality images
+    differences = compare_shares(runs)
     workspace.write_frame(f"{FOLDER}/summary.parquet", summary)
-    write_bytes(workspace.location / f"{FOLDER}/curve.png", draw_shares(summary))
-    text = format_varying(summary)
+    workspace.write_frame(f"{FOLDER}/differences.parquet", differences)
+    curve = draw_shares(summary[removed.notna()])
+    write_bytes(workspace.location / f"{FOLDER}/curve.png", curve)
+    text = format_varying(summary, differences)
     check_runs(runs, text)
     return {
         **summarise_study(workspace, splits, runs, text, start_s),
         "table": summary.astype(object).where(summary.notna(), None).to_dict("records"),
+        "differences": differences.astype(object)
+        .where(differences.notna(), None)
+        .to_dict("records"),
     }
 
 
 def describe_vary(summary: dict[str, Any]) -> str:
-    """Table 3 of Smith et al., for people."""
-    return describe_study(summary, FOLDER, ", curve.png")
+    """Table 3 of Smith et al. and what each share gains and sacrifices, for people."""
+    return describe_study(summary, FOLDER, ", differences.parquet, curve.png")
