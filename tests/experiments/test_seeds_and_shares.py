@@ -15,10 +15,12 @@ from trainings import ok, pretend
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
 from iqa_ray.experiments import arms
+from iqa_ray.experiments import vary as vary_module
 from iqa_ray.experiments.compare import CompareJob, describe_compare, run_compare
 from iqa_ray.experiments.splits import find_leaks
 from iqa_ray.experiments.statistics import measure_difference
 from iqa_ray.experiments.vary import VaryJob, describe_vary, run_vary
+from iqa_ray.training.runs import RunFiles
 
 SMALL = {"weights": "none", "epochs": 2, "image_size": 32, "batch_size": 16}
 SEEDS = (0, 1, 2)
@@ -50,13 +52,22 @@ def read_tests(ws):
     return {seed: set(rows["image_id"]) for seed, rows in tests.groupby("seed")}
 
 
-def expect(monkeypatch, num):
-    """Let exactly so many runs be trained."""
-    pretend(monkeypatch, [ok(0.8 + 0.01 * number) for number in range(num)])
+@pytest.fixture
+def trained(monkeypatch):
+    """The runs that were trained since it was last cleared; each comes to another accuracy."""
+    runs = []
+
+    def train(todo, num_reused, material, place, job):
+        for run in todo:
+            runs.append((run, material))
+            RunFiles(place).write_result(run, ok(0.5 + 0.01 * len(runs)))
+        return []
+
+    monkeypatch.setattr(arms, "_train", train)
+    return runs
 
 
-def test_every_seed_has_its_own_split(ws, monkeypatch):
-    expect(monkeypatch, 6)
+def test_every_seed_has_its_own_split(ws, trained):
     summary = compare(ws, split_per_seed=True)
     splits = read(ws, "quality/splits")
     assert sorted(splits["seed"].unique()) == list(SEEDS)
@@ -72,8 +83,7 @@ def test_every_seed_has_its_own_split(ws, monkeypatch):
     assert (summary["num_train"], summary["num_validation"], summary["num_test"]) == (48, 6, 6)
 
 
-def test_by_default_all_seeds_share_a_split(ws, monkeypatch):
-    expect(monkeypatch, 6)
+def test_by_default_all_seeds_share_a_split(ws, trained):
     summary = compare(ws)
     splits = read(ws, "quality/splits")
     assert splits["seed"].isna().all()
@@ -81,40 +91,33 @@ def test_by_default_all_seeds_share_a_split(ws, monkeypatch):
     assert summary["split_per_seed"] is False
 
 
-def test_each_run_is_trained_and_tested_on_its_seeds_images(ws, monkeypatch):
-    seen = {}
-
-    def train(todo, num_reused, material, place, job):
-        for run in todo:
-            for part in ("train", "validation", "test"):
-                paths = {material.paths[row] for row in getattr(run, part)}
-                seen[run.arm, run.recipe.seed, part] = paths
-        return []
-
-    monkeypatch.setattr(arms, "_train", train)
-    with pytest.raises(arms.IncompleteError):
-        compare(ws, split_per_seed=True)
+def test_each_run_is_trained_and_tested_on_its_seeds_images(ws, trained):
+    compare(ws, split_per_seed=True)
+    seen = {
+        (run.arm, run.recipe.seed, part): {material.paths[row] for row in getattr(run, part)}
+        for run, material in trained
+        for part in ("train", "validation", "test")
+    }
     splits = read(ws, "quality/splits")
     assert len(seen) == 18
     for run, rows in splits.groupby(["arm", "seed", "part"]):
         assert seen[run] == set(rows["path"])
 
 
-def test_runs_are_reused_where_their_seed_has_the_same_split(ws, monkeypatch):
-    expect(monkeypatch, 4)
-    compare(ws, split_per_seed=True, seeds=(0, 1))
-    expect(monkeypatch, 2)
-    compare(ws, split_per_seed=True, seeds=(2, 1, 0))
-    expect(monkeypatch, 0)
-    compare(ws, split_per_seed=True)
-    expect(monkeypatch, 6)
-    compare(ws, split_per_seed=True, split_seed=1)
-    # neither of the seeds alone decides, and no seed has the split that all share by default
-    for shared in (0, 1):
-        expect(monkeypatch, 6)
-        compare(ws, split_seed=shared)
-    expect(monkeypatch, 0)
-    compare(ws)
+def test_runs_are_reused_where_their_seed_has_the_same_split(ws, trained):
+    def count_trained(**settings):
+        trained.clear()
+        compare(ws, **settings)
+        return len(trained)
+
+    assert count_trained(split_per_seed=True, seeds=(0, 1)) == 4
+    assert count_trained(split_per_seed=True, seeds=(2, 1, 0)) == 2
+    assert count_trained(split_per_seed=True) == 0
+    assert count_trained(split_per_seed=True, split_seed=1) == 6
+    # no seed has the split that all share by default
+    assert count_trained() == 6
+    assert count_trained(split_seed=1) == 6
+    assert count_trained() == 0
     assert len(read(ws, "quality/runs")) == 6
 
 
@@ -145,8 +148,7 @@ def test_a_named_test_set_is_not_drawn_anew(ws, capsys, desk):
     assert "--split-per-seed draws the test images anew, and --test-on names them" in said
 
 
-def test_a_test_set_of_all_qualities_is_drawn_anew(ws, monkeypatch):
-    expect(monkeypatch, 6)
+def test_a_test_set_of_all_qualities_is_drawn_anew(ws, trained):
     summary = compare(ws, split_per_seed=True, test_on="all")
     assert summary["num_test"] == 8
     assert len({frozenset(ids) for ids in read_tests(ws).values()}) == 3
@@ -165,7 +167,10 @@ def test_vary_says_what_each_share_gains_and_sacrifices(ws, monkeypatch):
         "removed-0": [0.7, 0.71, 0.72], "removed-30": [0.8, 0.84, 0.82], "high": [0.9, 0.9, 0.95],
     }  # fmt: skip
     pretend(monkeypatch, [ok(value) for values in accuracies.values() for value in values])
+    drawn = []
+    monkeypatch.setattr(vary_module, "draw_shares", lambda frame: drawn.append(frame) or b"")
     summary = vary(ws)
+    assert drawn[0]["removed_percent"].tolist() == [0, 30]
     json.dumps(summary, allow_nan=False)
     runs = read(ws, "varying/runs")
     assert list(runs["arm"].unique()) == list(accuracies)
@@ -193,11 +198,9 @@ def test_vary_says_what_each_share_gains_and_sacrifices(ws, monkeypatch):
     assert arms_table["removed_percent"].tolist()[:2] == [0, 30]
     assert arms_table["removed_percent"].isna().tolist() == [False, False, True]
     assert [row["removed_percent"] for row in summary["table"]] == [0, 30, None]
-    assert Image.open(f"{ws}/comparisons/varying/curve.png").size[0] > 200
 
 
-def test_varys_high_quality_arm_has_kept_images_and_the_same_tests(ws, monkeypatch):
-    expect(monkeypatch, 9)
+def test_varys_high_quality_arm_has_kept_images_and_the_same_tests(ws, trained):
     vary(ws)
     splits = read(ws, "varying/splits")
     kept = pd.read_parquet(f"{ws}/selection.parquet").set_index("image_id")["keep"]
@@ -209,9 +212,9 @@ def test_varys_high_quality_arm_has_kept_images_and_the_same_tests(ws, monkeypat
     assert tests.nunique() == 1
 
 
-def test_vary_without_a_high_quality_arm_has_no_difference_to_it(ws, monkeypatch, capsys):
-    expect(monkeypatch, 3)
+def test_vary_without_a_high_quality_arm_has_no_difference_to_it(ws, trained, capsys):
     summary = vary(ws, num_train=49, removed=(0,))
     assert summary["differences"] == []
+    assert Image.open(f"{ws}/comparisons/varying/curve.png").size[0] > 200
     assert read(ws, "varying/differences").empty
     assert "no high-quality arm: 49 training images asked for, 48 " in capsys.readouterr().err

@@ -261,6 +261,8 @@ def test_what_one_seed_tests_another_may_train_on():
         f"image {leak} is in test and train",
         f"content c{leak} is in test and train",
     ]
+    shared = pd.concat([last, torn]).assign(seed=pd.NA)
+    assert len(find_leaks(shared, hashes)) == 2
 
 
 def test_what_is_left_out_is_said():

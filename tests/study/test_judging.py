@@ -58,6 +58,7 @@ def test_a_metric_that_moves_steadily_and_little_is_robust(desk, manifest, capsy
     assert table.loc[("lapm", "blurring"), "effect"] == 1
     (shown,) = [line for line in text.splitlines() if line.lstrip().startswith("effect↓")]
     assert shown.split() == ["effect↓", f"{effect:.3f}", "0.000*"]
+    assert "effect↑" not in text  # blurring's is 1 by definition
     thresholds = json.loads((desk.photos.parent / "ws/study/verdicts.json").read_text())
     assert thresholds["thresholds"] == {
         "min_sensitive": 0.8, "max_robust": 0.5, "max_agreement": 0.95, "max_effect": 0.2,
