@@ -42,8 +42,8 @@ class CompareJob(ArmsJob):
 
     split_per_seed: bool = Field(
         default=False,
-        description="draw validation and test images anew for every seed, so that the verdict is "
-        "not on one split alone",
+        description="draw training, validation and test images anew for every seed (by that and "
+        "--split-seed), so that the verdict is not on one split alone",
     )
 
     backbones: tuple[BackboneName, ...] = Field(
