@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from iqa_ray.images.listing import IMAGES_FILE, IMAGES_SCHEMA
 from iqa_ray.images.source import ImageSource
 from iqa_ray.progress import log
 from iqa_ray.scoring.tables import scores_frame
+from iqa_ray.selection.judged import FOLDS_FILE, read_folds
 from iqa_ray.selection.table import SELECTION_FILE, read_selection
 from iqa_ray.storage.files import Location
 from iqa_ray.storage.parquet import record_of
@@ -135,6 +136,28 @@ def _check_selection(
         )
 
 
+def note_fitted(workspace: Workspace, splits: Splits, candidates: Candidates) -> Splits:
+    """Splits that say how many of their test images the cut-offs were fitted on.
+
+    On those a gain is in-sample in part: the vote knows whether the classifier was right on them.
+    """
+    if not workspace.has(FOLDS_FILE):
+        note = "it is not on record which images the cut-offs were fitted on"
+        return replace(splits, notes=[*splits.notes, note])
+    folds, origin = read_folds(workspace)
+    is_test = splits.table["part"] == "test"
+    tested = candidates.frame["image_id"].isin(splits.table.loc[is_test, "image_id"])
+    hashes = candidates.frame.loc[tested, "content_hash"]
+    num_fitted = int(hashes.isin(folds["content_hash"].dropna()).sum())
+    notes = list(splits.notes)
+    if num_fitted:
+        notes.append(
+            f"{num_fitted:,} of {len(hashes):,} test images are among those that the cut-offs were "
+            f"fitted on (in {origin})"
+        )
+    return replace(splits, notes=notes, num_fitted=num_fitted)
+
+
 def train_arms(
     workspace: Workspace,
     name: str,
@@ -146,7 +169,8 @@ def train_arms(
 ) -> pd.DataFrame:
     """Train every backbone on every arm with every seed, as far as that is not done yet.
 
-    Writes SPLITS_FILE and RUNS_FILE.
+    Writes SPLITS_FILE and RUNS_FILE. In the former `seed` is null where all seeds share their
+    parts.
 
     Args:
         workspace: the tables' place.
@@ -168,7 +192,10 @@ def train_arms(
         log(note)
     workspace.prepare()
     workspace.record_config(name, job)
-    workspace.write_frame(f"{folder}/{SPLITS_FILE}", splits.table, SPLITS_SCHEMA)
+    table = splits.table
+    if "seed" not in table:
+        table = table.assign(seed=pd.array([pd.NA] * len(table), "Int64"))
+    workspace.write_frame(f"{folder}/{SPLITS_FILE}", table, SPLITS_SCHEMA)
     runs = _train_missing(workspace.location / folder, job, backbones, splits.table, candidates)
     workspace.write_frame(f"{folder}/{RUNS_FILE}", runs, RUNS_SCHEMA)
     return runs
@@ -255,27 +282,23 @@ def _make_runs(
     weights: dict[str, bytes | None],
     image_size: int,
 ) -> list[Run]:
-    """All seeds of an arm, then the next arm: seeds run side by side, and pairs end together."""
+    """All seeds of an arm, then the next arm: seeds run side by side, and pairs end together.
+
+    A run's key holds labels and content of its parts, and so tells one seed's parts from another's.
+    """
     from iqa_ray.training.loop import TRAINING_VERSION
     from iqa_ray.training.runs import Run
 
-    place_of = pd.Series(pool.index, index=pool["image_id"])
-    hashes = pool.set_index("image_id")["content_hash"]
-    parts: dict[str, dict[str, Any]] = {}
-    for (arm, part), rows in splits.groupby(["arm", "part"], sort=False):
-        parts.setdefault(str(arm), {})[str(part)] = rows
+    if "seed" in splits:
+        parts = {seed: _find_parts(rows, pool) for seed, rows in splits.groupby("seed")}
+    else:
+        parts = dict.fromkeys(job.seeds, _find_parts(splits, pool))
     runs = []
     for backbone in backbones:
         start = weights[backbone]
-        for arm, of_arm in parts.items():
-            content = {
-                part: [rows["label"].tolist(), rows["image_id"].map(hashes).tolist()]
-                for part, rows in of_arm.items()
-            }
-            places = {
-                part: place_of[rows["image_id"]].to_numpy(np.int64) for part, rows in of_arm.items()
-            }
+        for arm in splits["arm"].unique():
             for seed in job.seeds:
+                content, places = parts[seed][arm]
                 recipe = job.make_recipe(backbone, seed, image_size)
                 depends_on = [
                     TRAINING_VERSION,
@@ -288,6 +311,18 @@ def _make_runs(
                 digest = hashlib.blake2b(json.dumps(depends_on).encode(), digest_size=12)
                 runs.append(Run(digest.hexdigest(), arm, recipe, **places))
     return runs
+
+
+def _find_parts(splits: pd.DataFrame, pool: pd.DataFrame) -> dict[str, tuple[Any, Any]]:
+    """Of each arm: labels and content hashes of each part, and its places in the pool."""
+    place_of = pd.Series(pool.index, index=pool["image_id"])
+    hashes = pool.set_index("image_id")["content_hash"]
+    parts: dict[str, tuple[Any, Any]] = {}
+    for (arm, part), rows in splits.groupby(["arm", "part"], sort=False):
+        content, places = parts.setdefault(str(arm), ({}, {}))
+        content[part] = [rows["label"].tolist(), rows["image_id"].map(hashes).tolist()]
+        places[part] = place_of[rows["image_id"]].to_numpy(np.int64)
+    return parts
 
 
 def check_runs(runs: pd.DataFrame, text: str) -> None:
@@ -308,14 +343,23 @@ def check_runs(runs: pd.DataFrame, text: str) -> None:
 def summarise_experiment(
     workspace: Workspace, splits: Splits, runs: pd.DataFrame, text: str, start_s: float
 ) -> dict[str, Any]:
-    """What the summary of every experiment has; `text` is its table for people."""
-    first = splits.table[splits.table["arm"] == splits.table["arm"].iloc[0]]
-    sizes = first["part"].value_counts()
+    """What the summary of every experiment has; `text` is its table for people.
+
+    Where every seed has its own parts, their sizes are those of the first.
+    """
+    table = splits.table
+    has_own_parts = "seed" in table
+    first = table["arm"] == table["arm"].iloc[0]
+    if has_own_parts:
+        first &= table["seed"] == table["seed"].iloc[0]
+    sizes = table.loc[first, "part"].value_counts()
     return {
         **{f"num_{part}": int(sizes[part]) for part in ("train", "validation", "test")},
-        "num_classes": int(splits.table["label"].nunique()),
+        "split_per_seed": has_own_parts,
+        "num_classes": int(table["label"].nunique()),
         "num_runs": len(runs),
         "num_unusable": splits.num_unusable,
+        "num_test_fitted": splits.num_fitted,
         "notes": splits.notes,
         "text": text,
         "workspace": str(workspace),
@@ -325,10 +369,11 @@ def summarise_experiment(
 
 def describe_experiment(summary: dict[str, Any], folder: str, others: str = "") -> str:
     """An experiment's table and what it was made of, for people."""
+    anew = ", drawn anew for every seed" if summary["split_per_seed"] else ""
     return (
         f"{summary['text']}\n\n{summary['num_train']:,} training, {summary['num_validation']:,} "
-        f"validation and {summary['num_test']:,} test images of {summary['num_classes']} classes; "
-        f"{summary['num_runs']} runs, {summary['seconds']:.0f} s\n"
+        f"validation and {summary['num_test']:,} test images of {summary['num_classes']} classes"
+        f"{anew}; {summary['num_runs']} runs, {summary['seconds']:.0f} s\n"
         f"written: {summary['workspace']}/{folder}/{RUNS_FILE}, {SUMMARY_FILE}, "
         f"{SPLITS_FILE}{others}"
     )

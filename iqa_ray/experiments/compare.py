@@ -9,18 +9,20 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+from numpy.random import SeedSequence
 
 from iqa_ray.errors import UsageError
 from iqa_ray.experiments.arms import (
     Candidates,
     check_runs,
     describe_experiment,
+    note_fitted,
     read_candidates,
     summarise_experiment,
     train_arms,
 )
 from iqa_ray.experiments.settings import CompareJob
-from iqa_ray.experiments.splits import SPLITS_SCHEMA, Splits, split_quality
+from iqa_ray.experiments.splits import COLUMNS, Seed, Splits, join_seeds, split_quality
 from iqa_ray.experiments.statistics import (
     COMPARISON_SCHEMA,
     SUMMARY_FILE,
@@ -48,13 +50,18 @@ def run_compare(job: CompareJob) -> dict[str, Any]:
     start_s = time.monotonic()
     workspace = Workspace(job.workspace)
     candidates = read_candidates(workspace)
-    if job.test_on in ("high", "all"):
-        test_on: Any = job.test_on
-        splits = split_quality(candidates.frame, job.split_seed, job.num_train, test_on)
-    else:
+    if job.test_on not in ("high", "all"):
         splits, candidates = _split_with_others(candidates, job)
+    elif job.split_per_seed:
+        # not the plain pair of seeds: NumPy takes (s, 0) for s
+        seeds = {seed: SeedSequence(job.split_seed, spawn_key=(seed,)) for seed in job.seeds}
+        splits = join_seeds({seed: _split(candidates, job, own) for seed, own in seeds.items()})
+    else:
+        splits = _split(candidates, job, job.split_seed)
+    splits = note_fitted(workspace, splits, candidates)
     runs = train_arms(workspace, "compare", FOLDER, job, job.backbones, splits, candidates)
-    summary, comparison = summarise_arms(runs), compare_arms(runs)
+    summary = summarise_arms(runs)
+    comparison = compare_arms(runs, split_per_seed=job.split_per_seed)
     joined = summary.merge(comparison, on="backbone")
     schema = pa.unify_schemas([SUMMARY_SCHEMA, COMPARISON_SCHEMA])
     workspace.write_frame(f"{FOLDER}/{SUMMARY_FILE}", joined, schema)
@@ -64,6 +71,11 @@ def run_compare(job: CompareJob) -> dict[str, Any]:
         **summarise_experiment(workspace, splits, runs, text, start_s),
         "comparison": comparison.astype(object).where(comparison.notna(), None).to_dict("records"),
     }
+
+
+def _split(candidates: Candidates, job: CompareJob, seed: Seed) -> Splits:
+    test_on: Any = job.test_on
+    return split_quality(candidates.frame, seed, job.num_train, test_on)
 
 
 def _split_with_others(candidates: Candidates, job: CompareJob) -> tuple[Splits, Candidates]:
@@ -92,7 +104,7 @@ def _split_with_others(candidates: Candidates, job: CompareJob) -> tuple[Splits,
     others = others[known]
     parts = splits.table[splits.table["part"] != "test"]
     tests = [others.assign(arm=arm, part="test") for arm in parts["arm"].unique()]
-    table = pd.concat([parts, *tests], ignore_index=True)[SPLITS_SCHEMA.names]
+    table = pd.concat([parts, *tests], ignore_index=True)[COLUMNS]
     joined = replace(candidates, frame=pd.concat([frame, others], ignore_index=True))
     return Splits(table, [*notes, *splits.notes], splits.num_unusable + num_unusable), joined
 

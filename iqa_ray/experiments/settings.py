@@ -67,6 +67,11 @@ class CompareJob(ArmsJob):
     initial heads, and are compared seed by seed.
     """
 
+    split_per_seed: bool = Field(
+        default=False,
+        description="draw training, validation and test images anew for every seed (by that and "
+        "--split-seed), so that the verdict is not on one split alone",
+    )
     backbones: tuple[BackboneName, ...] = Field(
         default=("alexnet", "vgg19", "resnet18", "resnet34"),
         description="networks to train, separated by commas",
@@ -84,9 +89,20 @@ class CompareJob(ArmsJob):
             raise ValueError("name at least one backbone")
         return tuple(dict.fromkeys(names))
 
+    @model_validator(mode="after")
+    def _check_split(self) -> CompareJob:
+        if self.split_per_seed and self.test_on not in ("high", "all"):
+            raise ValueError(
+                "--split-per-seed draws the test images anew, and --test-on names them: give one"
+            )
+        return self
+
 
 class VaryJob(ArmsJob):
-    """Remove more and more images of the lowest quality and train on equally many of the rest."""
+    """Remove more and more images of the lowest quality and train on equally many of the rest.
+
+    Each share is compared, seed by seed, with removing nothing and with the high-quality images.
+    """
 
     backbone: BackboneName = Field(default="resnet34", description="the network to train")
     removed: tuple[int, ...] = Field(

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import stats
 
-from iqa_ray.experiments.splits import REMOVED
+from iqa_ray.experiments.splits import HIGH, REMOVED
 from iqa_ray.selection.significance import adjust_holm
 
 Floats = NDArray[np.float64]
@@ -35,7 +35,7 @@ SUMMARY_SCHEMA = pa.schema(
         ("num_failed", pa.int64()),
     ]
 )
-# what `compare_arms` returns
+# what `compare_arms` and `compare_shares` return
 COMPARISON_SCHEMA = pa.schema(
     [
         ("backbone", pa.string()),
@@ -53,8 +53,9 @@ COMPARISON_SCHEMA = pa.schema(
     ]
 )
 
-_QUALITIES = {"high": "High-quality", "all": "All-quality"}
+_QUALITIES = {HIGH: "High-quality", "all": "All-quality"}
 _LEVEL = 0.95  # of the intervals
+_ON_THIS_SPLIT = " on this split"  # ends a verdict where all seeds share their images
 # differences that agree to this many decimals are equal: 0.82 - 0.80 is not quite 0.84 - 0.82
 _DECIMALS = 9
 
@@ -136,16 +137,20 @@ def summarise_arms(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def compare_arms(runs: pd.DataFrame, better: str = "high", worse: str = "all") -> pd.DataFrame:
+def compare_arms(
+    runs: pd.DataFrame, better: str = HIGH, worse: str = "all", *, split_per_seed: bool = False
+) -> pd.DataFrame:
     """Compare two arms of each backbone, paired by seed.
 
-    The intervals are over what the seed decides (initial head, order of images), not over the
-    choice of images, which is the same for all seeds.
+    The intervals are over what the seed decides: initial head and order of images and, with
+    `split_per_seed`, which images train, validate and test. Those are draws from the same images,
+    so that the interval is still narrower than one over new images (Nadeau and Bengio 2003).
 
     Args:
         runs: as for `summarise_arms`, each arm, backbone and seed at most once.
         better: the arm that is expected to be the better one.
         worse: the other.
+        split_per_seed: whether every seed has its own split; else a verdict is on that split.
 
     Returns:
         One row a backbone: backbone, better, worse, num_pairs (seeds that are ok in both arms),
@@ -153,21 +158,45 @@ def compare_arms(runs: pd.DataFrame, better: str = "high", worse: str = "all") -
         (better - worse) the fields of `Difference` with the prefix accuracy_ or auc_, each p also
         with the suffix _holm, adjusted over the backbones (see `adjust_holm`), and verdict:
         `higher` or `lower` where the 95% interval of the difference in accuracy excludes zero,
-        `within noise` where it does not, or why there is none.
+        `within noise` where it does not, each with ` on this split` where all seeds share one, or
+        why there is none.
     """
+    return _compare(runs, [(better, worse)], "" if split_per_seed else _ON_THIS_SPLIT)
+
+
+def compare_shares(runs: pd.DataFrame) -> pd.DataFrame:
+    """Compare what `split_varying` gives: removing a share with removing nothing, and with `high`.
+
+    Smith et al. (abstract, sections 4.3 and 4.4) set the best share beside the high-quality arm.
+
+    Returns:
+        As `compare_arms` does, one row a pair of arms that were trained: each share as `better`
+        with 0% as `worse`; then `high` as `better` with each share as `worse`, where the difference
+        is what the share sacrifices. p is adjusted over all rows.
+    """
+    arms = list(runs["arm"].unique())
+    shares = [arm for arm in arms if arm.startswith(REMOVED)]
+    nothing = f"{REMOVED}0"
+    pairs = [(share, nothing) for share in shares if share != nothing and nothing in shares]
+    pairs += [(HIGH, share) for share in shares if HIGH in arms]
+    return _compare(runs, pairs, _ON_THIS_SPLIT)
+
+
+def _compare(runs: pd.DataFrame, pairs: list[tuple[str, str]], where: str) -> pd.DataFrame:
     rows = []
     for backbone, group in runs.groupby("backbone", sort=False):
         finished = group[group["status"] == "ok"]
-        row: dict[str, Any] = {"backbone": backbone, "better": better, "worse": worse}
-        differences = {name: _pair(finished, name, better, worse) for name in MEASURES}
-        row["num_pairs"] = len(differences["accuracy"])
-        row["num_seeds_agree"] = int((differences["accuracy"] > 0).sum())
-        measured = {name: measure_difference(values) for name, values in differences.items()}
-        for name, found in measured.items():
-            row |= {f"{name}_{field}": value for field, value in asdict(found).items()}
-        row["verdict"] = _judge(measured["accuracy"], row["num_pairs"])
-        rows.append(row)
-    comparison = pd.DataFrame(rows)
+        for better, worse in pairs:
+            row: dict[str, Any] = {"backbone": backbone, "better": better, "worse": worse}
+            differences = {name: _pair(finished, name, better, worse) for name in MEASURES}
+            row["num_pairs"] = len(differences["accuracy"])
+            row["num_seeds_agree"] = int((differences["accuracy"] > 0).sum())
+            measured = {name: measure_difference(values) for name, values in differences.items()}
+            for name, found in measured.items():
+                row |= {f"{name}_{field}": value for field, value in asdict(found).items()}
+            row["verdict"] = _judge(measured["accuracy"], row["num_pairs"], where)
+            rows.append(row)
+    comparison = pd.DataFrame(rows, columns=COMPARISON_SCHEMA.names)
     for name in (f"{measure}_{test}_p" for measure in MEASURES for test in _TESTS):
         comparison[f"{name}_holm"] = adjust_holm(comparison[name].to_numpy(np.float64))
     return comparison
@@ -180,18 +209,18 @@ def _pair(runs: pd.DataFrame, name: str, better: str, worse: str) -> Floats:
     return (values[better] - values[worse]).to_numpy(np.float64).round(_DECIMALS)
 
 
-def _judge(accuracy: Difference, num_pairs: int) -> str:
+def _judge(accuracy: Difference, num_pairs: int, where: str) -> str:
     if num_pairs == 0:
         return "undecided: no seed finished in both arms"
     if num_pairs == 1:
         return "undecided: one seed has no spread to judge the difference by"
     if np.isnan(accuracy.low):
         if accuracy.difference == 0:
-            return "equal in every seed"
+            return f"equal in every seed{where}"
         return "undecided: the same difference in every seed, no spread to judge it by"
     if accuracy.low > 0:
-        return "higher"
-    return "lower" if accuracy.high < 0 else "within noise"
+        return f"higher{where}"
+    return f"lower{where}" if accuracy.high < 0 else f"within noise{where}"
 
 
 def format_comparison(summary: pd.DataFrame, comparison: pd.DataFrame) -> str:
@@ -210,19 +239,37 @@ def format_comparison(summary: pd.DataFrame, comparison: pd.DataFrame) -> str:
             rows.append([name, quality, *_format_results(row, best)])
     table = _tabulate(["Model", "Quality", "Accuracy (%)", "AUC (%)", ""], rows)
     lines = [table, "mean±standard deviation over seeds; * best accuracy of the model", ""]
-    lines += [_describe(row, comparison) for _, row in comparison.iterrows()]
-    return "\n".join([*lines, *_explain_power(comparison), *_explain_holm(comparison)])
+    for _, row in comparison.iterrows():
+        arms = f"{row['better']} − {row['worse']}"
+        lines.append(_describe(f"{row['backbone']}: accuracy, {arms}", row, comparison))
+    return "\n".join([*lines, *_explain_power(comparison), *_explain_holm(comparison, "models")])
 
 
-def format_varying(summary: pd.DataFrame) -> str:
-    """Table 3 of Smith et al. in per cent, from `summarise_arms` of what `split_varying` gives."""
-    best = _find_best(summary)
+def format_varying(summary: pd.DataFrame, differences: pd.DataFrame) -> str:
+    """Table 3 of Smith et al. in per cent, and what each share gains and sacrifices.
+
+    Args:
+        summary: what `summarise_arms` returns of what `split_varying` gives.
+        differences: what `compare_shares` returns.
+    """
+    best = _find_best(summary[summary["arm"] != HIGH])
     rows = [
-        [str(row["arm"]).removeprefix(REMOVED), *_format_results(row, best)]
+        [_QUALITIES.get(row["arm"], _name_share(row["arm"], "")), *_format_results(row, best)]
         for _, row in summary.iterrows()
     ]
     table = _tabulate(["Percent removed (%)", "Accuracy (%)", "AUC (%)", ""], rows)
-    return f"{table}\nmean±standard deviation over seeds; * best accuracy"
+    lines = [table, "mean±standard deviation over seeds; * best accuracy of a share"]
+    if len(differences):
+        lines.append("")
+    for _, row in differences.iterrows():
+        arms = f"{_name_share(row['better'])} − {_name_share(row['worse'])}"
+        lines.append(_describe(f"accuracy, {arms}", row, differences))
+    power, holm = _explain_power(differences), _explain_holm(differences, "differences")
+    return "\n".join([*lines, *power, *holm])
+
+
+def _name_share(arm: str, unit: str = "% removed") -> str:
+    return arm.removeprefix(REMOVED) + unit if arm.startswith(REMOVED) else arm
 
 
 def _find_best(rows: pd.DataFrame) -> float:
@@ -254,9 +301,8 @@ def _tabulate(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def _describe(row: pd.Series[Any], comparison: pd.DataFrame) -> str:
-    """One backbone's row of `comparison` in words."""
-    name = f"{row['backbone']}: accuracy, {row['better']} − {row['worse']}"
+def _describe(name: str, row: pd.Series[Any], comparison: pd.DataFrame) -> str:
+    """One row of `comparison` in words; `name` says of what."""
     if not row["num_pairs"]:
         return f"{name}: {row['verdict']}"
     facts = [f"{100 * row['accuracy_difference']:+.1f} points"]
@@ -286,6 +332,6 @@ def _explain_power(comparison: pd.DataFrame) -> list[str]:
     ]
 
 
-def _explain_holm(comparison: pd.DataFrame) -> list[str]:
+def _explain_holm(comparison: pd.DataFrame, tested: str) -> list[str]:
     num_tested = max(int(comparison[f"accuracy_{test}_p"].count()) for test in _TESTS)
-    return ["Holm: p adjusted for testing several models."] if num_tested > 1 else []
+    return [f"Holm: p adjusted for testing several {tested}."] if num_tested > 1 else []

@@ -7,6 +7,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from iqa_ray.scoring.tables import find_spec, read_scores
 from iqa_ray.storage.files import delete_file, list_files, locate, write_bytes
 from iqa_ray.storage.parts import make_fingerprints
 from iqa_ray.storage.workspace import Workspace
+from iqa_ray.study.effects import summarise_effects
 from iqa_ray.study.series import (
     SERIES_VERSION,
     Sample,
@@ -82,12 +84,17 @@ def run_study(job: StudyJob) -> dict[str, Any]:
     else:
         series = _make_and_score(workspace, job)
     scored_in = _nested(workspace)
-    directions = {name: find_spec(scored_in, name).higher_is_better for name in job.metrics}
-    table = summarise(series, directions, job.seed)
+    specs = {name: find_spec(scored_in, name) for name in job.metrics}
+    directions = {name: spec.higher_is_better for name, spec in specs.items()}
+    log_metrics = [name for name, spec in specs.items() if spec.range == (0.0, inf)]
+    effects = summarise_effects(series, log_metrics, job.seed)
+    table = summarise(series, directions, job.seed).merge(effects, on=["metric", "configuration"])
     pixels = series.drop_duplicates(["metric", "path"])
     scores = pixels.pivot(index="path", columns="metric", values="score")[list(job.metrics)]
     agreement = measure_agreement(scores, directions)
-    thresholds = Thresholds(job.min_srcc, job.max_srcc, job.max_agreement)
+    thresholds = Thresholds(
+        job.min_srcc, job.max_srcc, job.max_agreement, job.max_effect, job.judge
+    )
     judgements = judge_metrics(table, agreement, thresholds)
     voters = choose_voters(judgements, job.keep)
     for name in ("verdict", "reason"):
@@ -101,6 +108,7 @@ def run_study(job: StudyJob) -> dict[str, Any]:
         "num_samples": int(series["sample"].nunique()),
         "num_images": len(scores),
         "num_failed": int(scores.isna().any(axis=1).sum()),
+        "judge": job.judge,
         "voters": list(voters),
         "metrics": verdicts,
         "table": _without_nan(table.drop(columns=["verdict", "reason"])).to_dict("records"),
@@ -269,6 +277,8 @@ def _write_tables(
 
 
 def _without_nan(frame: pd.DataFrame) -> pd.DataFrame:
+    """What JSON can hold: None for what is undefined or infinite."""
+    frame = frame.replace([np.inf, -np.inf], np.nan)
     return frame.astype(object).where(frame.notna(), None)
 
 
@@ -277,15 +287,19 @@ def describe_study(summary: dict[str, Any]) -> str:
     metrics = list(summary["metrics"])
     rows = {(row["configuration"], row["metric"]): row for row in summary["table"]}
     configurations = list(dict.fromkeys(row["configuration"] for row in summary["table"]))
-    lines = [f"{'configuration':14} {'':6}" + "".join(f" {name:>12}" for name in metrics)]
+    lines = [f"{'configuration':14} {'':7}" + "".join(f" {name:>12}" for name in metrics)]
     for configuration in configurations:
-        for name in ("pcc", "srcc"):
-            cells = [rows.get((configuration, metric), {}) for metric in metrics]
-            lines.append(_show_row(configuration if name == "pcc" else "", name, cells))
+        cells = [rows.get((configuration, metric), {}) for metric in metrics]
+        lines.append(_show_row(configuration, "pcc", cells))
+        lines.append(_show_row("", "srcc", cells))
+        if configuration not in SENSITIVE:
+            lines.append(_show_row("", "effect", cells))
     best = "" if len(metrics) == 1 else ", * the best of a row"
     lines += [
         f"mean of the absolute correlations over {summary['num_samples']} samples ± their standard "
         f"deviation{best}",
+        "effect: the standard deviation of a series' scores (of their logarithms where a metric's "
+        "range is 0 to ∞) as a share of that along blurring, median over samples",
         "",
     ]
     for metric in metrics:
@@ -312,11 +326,13 @@ def _show_row(label: str, name: str, cells: list[dict[str, Any]]) -> str:
         arrow, choose = "↓", min
     known = [round(value, 3) for value in values if value is not None]
     best = choose(known) if choose and len(known) > 1 else None
-    text = f"{label:14} {name.upper() + arrow:6}"
+    title = name if name == "effect" else name.upper()
+    text = f"{label:14} {title + arrow:7}"
     for value, cell in zip(values, cells, strict=True):
         if value is None:
             text += f" {'undefined':>12}"
         else:
             mark = "*" if round(value, 3) == best else " "
-            text += f" {value:.3f}±{cell[name + '_std']:.2f}{mark}".rjust(13)
+            spread = "" if name == "effect" else f"±{cell[name + '_std']:.2f}"
+            text += f" {value:.3f}{spread}{mark}".rjust(13)
     return text.rstrip()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from iqa_ray.config import positional
 from iqa_ray.scoring.settings import ScoringJob
+
+Judge = Literal["effect", "srcc"]
 
 SMALLEST_STUDY = 2  # samples
 SMALLEST_SIDE = 20  # so that each of ten crops takes at least a row and a column away
@@ -15,17 +18,22 @@ SMALLEST_SIDE = 20  # so that each of ten crops takes at least a row and a colum
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What qualifies a metric; all are absolute Spearman correlations in [0, 1].
+    """What qualifies a metric; correlations are absolute ones of Spearman, in [0, 1].
 
     Attributes:
-        min_sensitive: with blurring, at least.
-        max_robust: with cropping and with rotating, at most.
+        min_sensitive: correlation with blurring, at least.
+        max_robust: correlation with cropping and with rotating, at most.
         max_agreement: of two metrics' scores over images; above it one is a copy of the other.
+        max_effect: of cropping and of rotating, at most: an effect up to this makes up for a
+            correlation above `max_robust`.
+        judge: `srcc` goes by the correlations alone, as Smith et al. do, and leaves effects out.
     """
 
     min_sensitive: float = 0.8
     max_robust: float = 0.5
     max_agreement: float = 0.95
+    max_effect: float = 0.2
+    judge: Judge = "effect"
 
 
 class StudyJob(ScoringJob):
@@ -65,6 +73,17 @@ class StudyJob(ScoringJob):
         ge=0,
         le=1,
         description="correlation (SRCC) with cropping and with rotating that it may have",
+    )
+    max_effect: float = Field(
+        default=Thresholds.max_effect,
+        ge=0,
+        description="effect of cropping and of rotating that it may have whatever that correlation "
+        "is: how far scores move, relative to blurring",
+    )
+    judge: Judge = Field(
+        default=Thresholds.judge,
+        description="effect: by --max-srcc or --max-effect; srcc: by --max-srcc alone, as Smith et "
+        "al. do",
     )
     max_agreement: float = Field(
         default=Thresholds.max_agreement,

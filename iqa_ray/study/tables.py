@@ -33,6 +33,9 @@ TABLE_SCHEMA = pa.schema(
         ("num_too_few", pa.int64()),
         ("num_images", pa.int64()),
         ("num_failed", pa.int64()),
+        ("num_constant", pa.int64()),
+        *((name, pa.float64()) for name in ("effect", "effect_low", "effect_high")),
+        ("num_effects", pa.int64()),
         ("verdict", pa.string()),
         ("reason", pa.string()),
     ]

@@ -2,7 +2,9 @@
 
 A series is one sample under one configuration at rising indices: cropped further and further,
 rotated, blurred more and more. A metric that is to vote must follow the blurring and ignore the
-others (Smith et al., sections 2.1, 3.1.1, 4.1 and Table 1). Pure: tables in, tables out.
+others (Smith et al., sections 2.1, 3.1.1, 4.1 and Table 1). To ignore is to have no correlation
+with the index or, beyond Smith et al., hardly to move (see `study.effects`). Pure: tables in,
+tables out.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from iqa_ray.study.settings import SMALLEST_STUDY, Thresholds
+from iqa_ray.study.settings import SMALLEST_STUDY, Judge, Thresholds
 
 Verdict = Literal["qualified", "rejected", "undefined"]
 Floats = NDArray[np.float64]
@@ -29,7 +31,7 @@ SENSITIVE: tuple[str, ...] = ("blurring",)
 ROBUST: tuple[str, ...] = ("cropping", "rotating")
 SMALLEST_SERIES = 3  # images; two correlate perfectly, whatever they show
 _NUM_RESAMPLES = 2000
-_NOISE = 1e-9  # scores that differ by less, relative to their size, are taken for equal
+NOISE = 1e-9  # scores that differ by less, relative to their size, are taken for equal
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Correlation:
     is_monotone: bool  # strictly
 
 
+def is_constant(scores: Floats) -> bool:
+    """Whether (n,) scores are all the same, but for rounding."""
+    return bool(np.ptp(scores) <= NOISE * np.abs(scores).max())
+
+
 def correlate(index: ArrayLike, scores: ArrayLike) -> Correlation | None:
     """Correlate a series (Smith et al., eq. 1 and 2); NaN stands for an image without a score.
 
@@ -48,7 +55,7 @@ def correlate(index: ArrayLike, scores: ArrayLike) -> Correlation | None:
     """
     x, y = (np.asarray(values, np.float64) for values in (index, scores))
     x, y = x[~np.isnan(y)], y[~np.isnan(y)]
-    if len(y) < SMALLEST_SERIES or np.ptp(y) <= _NOISE * np.abs(y).max() or np.ptp(x) == 0:
+    if len(y) < SMALLEST_SERIES or is_constant(y) or np.ptp(x) == 0:
         return None
     steps = np.diff(y[np.argsort(x, kind="stable")])
     is_monotone = bool((steps > 0).all() or (steps < 0).all())
@@ -70,7 +77,8 @@ def correlate_all(series: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row a metric, configuration and sample: pcc, srcc (NaN where undefined), is_monotone,
-        num_images, num_failed (images without a score), in the order of first appearance.
+        num_images, num_failed (images without a score), is_constant (three scores at least, all the
+        same), in the order of first appearance.
     """
     keys = ["metric", "configuration", "sample"]
     rows = []
@@ -79,6 +87,8 @@ def correlate_all(series: pd.DataFrame) -> pd.DataFrame:
         row = dict(zip(keys, names, strict=True))
         row |= {"num_images": len(group), "num_failed": int(group["score"].isna().sum())}
         row |= asdict(found or Correlation(np.nan, np.nan, False))
+        scores = group["score"].dropna().to_numpy(np.float64)
+        row["is_constant"] = len(scores) >= SMALLEST_SERIES and is_constant(scores)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -87,6 +97,9 @@ def summarise(
     series: pd.DataFrame, higher_is_better: Mapping[str, bool], seed: int = 0
 ) -> pd.DataFrame:
     """Average the correlations over samples, in absolute value.
+
+    Constant scores have no correlation. For cropping and rotating that is what a metric should
+    have, so that it counts as 0 there; elsewhere such samples are left out.
 
     Args:
         series: as `correlate_all` takes it.
@@ -101,10 +114,13 @@ def summarise(
         (absolute correlation of the index with the mean score over samples, at those indices where
         every sample has one); monotone_share; num_samples, num_undefined (samples without a
         correlation), num_too_few (of those, samples with a score for fewer than three images),
-        num_images and num_failed. Correlations are NaN where they are undefined, and means where
-        fewer than two samples have one.
+        num_images and num_failed; num_constant (samples whose scores are all the same).
+        Correlations are NaN where they are undefined, and means where fewer than two samples have
+        one.
     """
     correlations = correlate_all(series)
+    is_free = correlations["is_constant"] & correlations["configuration"].isin(ROBUST)
+    correlations.loc[is_free, ["pcc", "srcc"]] = 0.0
     keys = ["metric", "configuration"]
     curves = dict(iter(series.groupby(keys, sort=False)))
     rows = []
@@ -125,6 +141,7 @@ def summarise(
         row["num_too_few"] = int((num_scores < SMALLEST_SERIES).sum())
         row["num_images"] = int(group["num_images"].sum())
         row["num_failed"] = int(group["num_failed"].sum())
+        row["num_constant"] = int(group["is_constant"].sum())
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -148,11 +165,14 @@ def _average(name: str, values: Floats, seed: int) -> dict[str, float]:
     mean = std = low = high = np.nan
     if len(values) >= SMALLEST_STUDY:
         mean, std = values.mean(), values.std(ddof=1)
-        chosen = np.random.default_rng(seed).integers(
-            len(values), size=(_NUM_RESAMPLES, len(values))
-        )
+        chosen = draw_resamples(len(values), seed)
         low, high = np.quantile(values[chosen].mean(axis=1), [0.025, 0.975])
     return {name: mean, f"{name}_std": std, f"{name}_low": low, f"{name}_high": high}
+
+
+def draw_resamples(size: int, seed: int) -> NDArray[np.int64]:
+    """(2000, size) places of bootstrap resamples of `size` values."""
+    return np.random.default_rng(seed).integers(size, size=(_NUM_RESAMPLES, size))
 
 
 def measure_agreement(scores: pd.DataFrame, higher_is_better: Mapping[str, bool]) -> pd.DataFrame:
@@ -182,11 +202,18 @@ class Judgement:
 def judge_metrics(
     table: pd.DataFrame, agreement: pd.DataFrame, thresholds: Thresholds
 ) -> dict[str, Judgement]:
-    """Judge and rank every metric of `table` (what `summarise` returns).
+    """Judge and rank every metric of `table`.
 
     A metric qualifies if it follows every blurring and ignores every cropping and rotation that
-    was studied. Metrics are ranked by how far their correlation with blurring exceeds that with
-    cropping and rotation; a copy of a better metric ranks behind all that are not.
+    was studied. It ignores what its scores have a correlation with of at most `max_robust`, or an
+    effect of at most `max_effect`. Judged by `srcc` only the first counts. Metrics are ranked by
+    how far their correlation with blurring exceeds the mean effect (judged by `srcc`: correlation)
+    of cropping and rotation; a copy of a better metric ranks behind all that are not.
+
+    Args:
+        table: what `summarise` returns, joined with what `summarise_effects` returns.
+        agreement: what `measure_agreement` returns.
+        thresholds: what qualifies a metric.
     """
     likeness: dict[Any, dict[Any, float]] = agreement.to_dict()
     rows: dict[str, Rows] = {}
@@ -194,7 +221,7 @@ def judge_metrics(
         rows.setdefault(row["metric"], {})[row["configuration"]] = row
     verdicts = {metric: _judge(group, thresholds) for metric, group in rows.items()}
     qualified = [metric for metric, (verdict, _) in verdicts.items() if verdict == "qualified"]
-    qualified.sort(key=lambda metric: -_separate(rows[metric]))
+    qualified.sort(key=lambda metric: -_separate(rows[metric], thresholds.judge))
     originals: list[str] = []
     copies: dict[str, str] = {}
     for metric in qualified:
@@ -219,13 +246,16 @@ def choose_voters(judgements: Mapping[str, Judgement], keep: int) -> tuple[str, 
     return tuple(sorted(ranked, key=lambda metric: ranked[metric]))[:keep]
 
 
-def _separate(rows: Rows) -> float:
+def _separate(rows: Rows, judge: Judge) -> float:
     """How much more a metric answers to what it should than to what it should not."""
-    sensitive, robust = (
-        [rows[name]["srcc"] for name in names if name in rows] or [0.0]
-        for names in (SENSITIVE, ROBUST)
-    )
-    return float(np.mean(sensitive) - np.mean(robust))
+    sensitive = [rows[name]["srcc"] for name in SENSITIVE if name in rows]
+    robust = [_measure_answer(rows[name], judge) for name in ROBUST if name in rows]
+    return float(np.mean(sensitive or [0.0]) - np.mean(robust or [0.0]))
+
+
+def _measure_answer(row: Mapping[Any, Any], judge: Judge) -> float:
+    """The effect; the correlation where there is none, as of samples that were not blurred."""
+    return float(row["srcc"] if judge == "srcc" or np.isnan(row["effect"]) else row["effect"])
 
 
 def _judge(rows: Rows, thresholds: Thresholds) -> tuple[Verdict, list[str]]:
@@ -251,18 +281,28 @@ def _judge(rows: Rows, thresholds: Thresholds) -> tuple[Verdict, list[str]]:
 
 def _compare(name: str, row: Mapping[Any, Any], thresholds: Thresholds) -> tuple[str, bool]:
     value, quality = row["srcc"], row["srcc_quality"]
+    pcc = f", PCC {row['pcc']:.3f}" if thresholds.judge == "srcc" else ""
     if name in ROBUST:
-        limit = thresholds.max_robust
-        is_good = value <= limit
-        sign = "≤" if is_good else "above"
-    else:
-        limit = thresholds.min_sensitive
-        is_good = value >= limit
-        sign = "≥" if is_good else "below"
-        if is_good and -quality < limit:
-            signed = f"{quality:+.2f} with its sign: quality does not fall throughout"
-            return f"{name} SRCC {value:.3f}, but {signed}", False
-    return f"{name} SRCC {value:.3f} ({sign} {limit:g})", is_good
+        reason, is_good = _limit("SRCC", value, thresholds.max_robust)
+        if thresholds.judge == "effect":
+            effect, is_small = _limit("effect", row["effect"], thresholds.max_effect)
+            return f"{name} {reason}, {effect}", is_good or is_small
+        return f"{name} {reason}{pcc}", is_good
+    limit = thresholds.min_sensitive
+    is_good = value >= limit
+    if is_good and -quality < limit:
+        signed = f"{quality:+.2f} with its sign: quality does not fall throughout"
+        return f"{name} SRCC {value:.3f}{pcc}, but {signed}", False
+    return f"{name} SRCC {value:.3f} ({'≥' if is_good else 'below'} {limit:g}){pcc}", is_good
+
+
+def _limit(name: str, value: float, limit: float) -> tuple[str, bool]:
+    """A figure that is to be small, in words, and whether it is."""
+    if np.isnan(value):
+        return f"{name} undefined", False
+    is_good = value <= limit
+    shown = "∞" if np.isinf(value) else f"{value:.3f}"
+    return f"{name} {shown} ({'≤' if is_good else 'above'} {limit:g})", is_good
 
 
 def _explain_undefined(name: str, row: Mapping[Any, Any]) -> str:
@@ -270,7 +310,7 @@ def _explain_undefined(name: str, row: Mapping[Any, Any]) -> str:
         return f"no image of the {name} series has a score"
     reasons = {
         f"fewer than {SMALLEST_SERIES} images with a score": row["num_too_few"],
-        "constant scores": row["num_undefined"] - row["num_too_few"],
+        "constant scores": row["num_constant"],
     }
     why = ", ".join(f"{num} of them for {reason}" for reason, num in reasons.items() if num)
     missing = f"; {row['num_failed']} of {row['num_images']} images have no score"
@@ -299,4 +339,6 @@ def _note(name: str, row: Mapping[Any, Any]) -> Sequence[str]:
         notes.append(f"{name}: undefined for {row['num_undefined']} samples, left out")
     if not np.isnan(row["srcc"]) and row["num_failed"]:
         notes.append(f"{name}: {row['num_failed']} of {row['num_images']} images have no score")
+    if name in ROBUST and row["num_constant"]:
+        notes.append(f"{name}: constant scores of {row['num_constant']} samples, counted as 0")
     return notes

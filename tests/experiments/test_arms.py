@@ -12,10 +12,12 @@ from pyarrow import parquet as pq
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.experiments import arms
-from iqa_ray.experiments.arms import RUNS_SCHEMA, read_candidates
+from iqa_ray.experiments.arms import RUNS_SCHEMA, note_fitted, read_candidates
 from iqa_ray.experiments.compare import CompareJob, run_compare
-from iqa_ray.experiments.splits import SPLITS_SCHEMA
+from iqa_ray.experiments.splits import SPLITS_SCHEMA, Splits
+from iqa_ray.experiments.statistics import COMPARISON_SCHEMA
 from iqa_ray.experiments.vary import VaryJob, run_vary
+from iqa_ray.selection.judged import write_folds
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.training.runs import RunFiles
 
@@ -90,7 +92,7 @@ def test_columns_of_results_have_one_type_whichever_runs_failed(selected, monkey
     given = {"workspace": selected.ws, **SETTINGS}
     with pytest.raises(IncompleteError, match="of 2 runs gave no result"):
         run_compare(make_job(CompareJob, {**given, "backbones": ("resnet18",)}))
-    with pytest.raises(IncompleteError, match="of 2 runs gave no result"):
+    with pytest.raises(IncompleteError, match="of 3 runs gave no result"):
         run_vary(make_job(VaryJob, {**given, "backbone": "resnet18", "removed": (0, 50)}))
     summaries = {}
     for study in ("quality", "varying"):
@@ -102,6 +104,8 @@ def test_columns_of_results_have_one_type_whichever_runs_failed(selected, monkey
         assert schemas["runs"].equals(RUNS_SCHEMA)
         assert schemas["splits"].equals(SPLITS_SCHEMA)
         summaries[study] = schemas["summary"]
+    differences = Path(selected.ws, "comparisons/varying/differences.parquet")
+    assert pq.read_schema(differences).remove_metadata().equals(COMPARISON_SCHEMA)
     number, count = pa.float64(), pa.int64()
     counts = [field.name for field in RUNS_SCHEMA if field.type == count]
     assert counts == ["seed", "best_epoch", "num_train"]
@@ -134,3 +138,25 @@ def test_results_are_written_as_they_are(selected, monkeypatch):
     epoch = dict.fromkeys(("accuracy", "validation_loss", "validation_accuracy", "seconds"))
     named = {"arm": "all", "backbone": "resnet18", "seed": 0}
     assert finished == {**named, **RESULT, "history": [{"epoch": 1, "loss": 1.0, **epoch}]}
+
+
+def test_test_images_that_chose_the_cutoffs_are_counted(selected):
+    candidates = read_candidates(Workspace(selected.ws))
+    rows = candidates.frame[["image_id", "path", "label"]].assign(arm="high", part="train")
+    rows.loc[rows.index[:8], "part"] = "test"
+    splits = Splits(rows, ["before"], 0)
+    workspace = Workspace(selected.ws)
+    by_hand = note_fitted(workspace, splits, candidates)  # none was fitted
+    assert (by_hand.num_fitted, by_hand.notes) == (0, ["before"])
+    fitted = candidates.frame.iloc[5:20][["image_id", "content_hash"]].assign(unit="", fold=0)
+    write_folds(workspace, fitted, "s3://other/ws")
+    noted = note_fitted(workspace, splits, candidates)
+    assert noted.num_fitted == 3
+    assert noted.notes == [
+        "before",
+        "3 of 8 test images are among those that the cut-offs were fitted on (in s3://other/ws)",
+    ]
+    Path(selected.ws, "folds.parquet").unlink()  # as where an older version fitted them
+    unknown = note_fitted(workspace, splits, candidates)
+    assert unknown.num_fitted is None
+    assert unknown.notes[1] == "it is not on record which images the cut-offs were fitted on"

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet as pq
-from trainings import without_times
+from trainings import ok, pretend, without_times
 
 import iqa_ray
 from iqa_ray.cli import main
@@ -150,8 +150,8 @@ def test_vary(ws):
     job = {"workspace": ws, "backbone": "resnet18", **SMALL, "epochs": 1, "removed": (0, 25, 50)}
     summary = run_vary(make_job(VaryJob, job))
     runs = pd.read_parquet(f"{ws}/comparisons/varying/runs.parquet")
-    assert list(runs["arm"].unique()) == ["removed-0", "removed-25", "removed-50"]
-    assert len(runs) == 15
+    assert list(runs["arm"].unique()) == ["removed-0", "removed-25", "removed-50", "high"]
+    assert len(runs) == 20
     assert set(runs["status"]) == {"ok"}
     assert runs["num_train"].nunique() == 1
     splits = pd.read_parquet(f"{ws}/comparisons/varying/splits.parquet")
@@ -164,7 +164,7 @@ def test_vary(ws):
     for word in ("Percent removed", "50", "accuracy"):
         assert word in text
     table = pd.read_parquet(f"{ws}/comparisons/varying/summary.parquet")
-    assert list(table["removed_percent"]) == [0, 25, 50]
+    assert list(table["removed_percent"].dropna()) == [0, 25, 50]
 
 
 @pytest.mark.slow
@@ -195,30 +195,6 @@ def test_a_killed_driver_s_experiment_goes_on(ws, tmp_path):
 
 
 # --- what gives no result ---------------------------------------------------------------------
-
-
-def pretend(monkeypatch, results):
-    """Let runs come to `results`, one after the other, without training."""
-    from iqa_ray.training.runs import RunFiles
-
-    def train(todo, num_reused, material, place, job):
-        failures = []
-        for run, result in zip(todo, results, strict=True):
-            if isinstance(result, str):
-                failures.append(RunFailure(run, result))
-            else:
-                RunFiles(place).write_result(run, result)
-        return failures
-
-    monkeypatch.setattr(arms, "_train", train)
-
-
-def ok(accuracy):
-    return {
-        "status": "ok", "error": "", "accuracy": accuracy, "auc": accuracy, "best_epoch": 1,
-        "last_accuracy": accuracy, "last_auc": accuracy, "history": [], "seconds": 1.0,
-        "device": "cpu", "num_train": 9,
-    }  # fmt: skip
 
 
 def test_runs_without_result_are_named_and_the_others_kept(ws, monkeypatch, capsys):
@@ -370,7 +346,7 @@ def test_images_that_cannot_be_decoded_are_left_out(ws, scored, monkeypatch, cap
     assert said in summary["notes"]
     assert said in capsys.readouterr().err
     assert f"{scored}/codes/north/torn.jpg" not in set(read_splits(ws)["path"])
-    pretend(monkeypatch, [ok(0.9), ok(0.8)])
+    pretend(monkeypatch, [ok(0.9), ok(0.8), ok(0.7)])
     varied = {"workspace": ws, **SMALL, "seeds": (0,), "removed": (0, 50)}
     assert run_vary(make_job(VaryJob, varied))["num_unusable"] == 1
     assert said in capsys.readouterr().err

@@ -7,9 +7,16 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.random import SeedSequence
 
 from iqa_ray.errors import UsageError
-from iqa_ray.experiments.splits import find_leaks, rank_quality, split_quality, split_varying
+from iqa_ray.experiments.splits import (
+    find_leaks,
+    join_seeds,
+    rank_quality,
+    split_quality,
+    split_varying,
+)
 
 SHARES = (0, 10, 20, 30, 40, 50)
 
@@ -225,6 +232,39 @@ def test_find_leaks_names_images_and_contents():
     assert find_leaks(table[table["arm"] == "high"], {"i1": "c1"}) == []
 
 
+def test_seeds_with_their_own_parts_are_told_apart():
+    images = make_images({"a": 30, "b": 30, "c": 3}, {"a": 20})
+    images.loc[0, "status"] = "unreadable"
+    each = {seed: split_quality(images, SeedSequence(7, spawn_key=(seed,))) for seed in (3, 1)}
+    joined = join_seeds(each)
+    for seed, splits in each.items():
+        rows = joined.table[joined.table["seed"] == seed].drop(columns="seed")
+        pd.testing.assert_frame_equal(rows.reset_index(drop=True), splits.table)
+        assert joined.notes == splits.notes
+    assert joined.num_unusable == 1
+    tested = [ids_of(splits.table, "high", "test") for splits in each.values()]
+    assert tested[0] != tested[1]
+    again = split_quality(images, SeedSequence(7, spawn_key=(3,))).table
+    pd.testing.assert_frame_equal(again, each[3].table)
+
+
+def test_what_one_seed_tests_another_may_train_on():
+    images = make_images({"a": 30, "b": 30})
+    table = join_seeds({seed: split_quality(images, seed) for seed in range(4)}).table
+    hashes = images.set_index("image_id")["content_hash"]
+    assert find_leaks(table, hashes) == []
+    assert find_leaks(table.drop(columns="seed"), hashes)
+    last = table[table["seed"] == 3]
+    torn = last[last["part"] == "test"].head(1).assign(part="train")
+    (leak,) = torn["image_id"]
+    assert find_leaks(pd.concat([table, torn]), hashes) == [
+        f"image {leak} is in test and train",
+        f"content c{leak} is in test and train",
+    ]
+    shared = pd.concat([last, torn]).assign(seed=pd.NA)
+    assert len(find_leaks(shared, hashes)) == 2
+
+
 def test_what_is_left_out_is_said():
     images = make_images({"a": 20, "b": 20, "c": 9, "d": 11}, {"e": 30})
     images.loc[0, "label"] = None
@@ -270,22 +310,47 @@ def test_a_number_of_training_images_that_cannot_be():
 
 
 def test_varying_shares_the_test_set_and_the_size():
+    """112 images less 6 and 6 make 100: a half is 50, but of the kept only 48 are left."""
     images = make_images({"a": 30, "b": 30}, {"a": 30, "b": 22})
     compared = split_quality(images, 7).table
     table = split_varying(images, make_quality(images), 7).table
-    assert list(table["arm"].unique()) == [f"removed-{share}" for share in SHARES]
-    for share in SHARES:
-        arm = f"removed-{share}"
+    arms = [*(f"removed-{share}" for share in SHARES), "high"]
+    assert list(table["arm"].unique()) == arms
+    for arm in arms:
         for part in ("validation", "test"):
             assert ids_of(table, arm, part) == ids_of(compared, "high", part)
-        # 112 images less 6 and 6 make 100, of which a half is left
-        assert len(ids_of(table, arm, "train")) == 50
+        assert len(ids_of(table, arm, "train")) == 48
+
+
+def test_the_high_quality_arm_of_varying_has_kept_images_alone():
+    images = make_images({"a": 200, "b": 10, "c": 10}, {"a": 300, "b": 300, "c": 300})
+    kept = set(images.loc[images["keep"], "image_id"])
+    for seed in range(8):
+        table = split_varying(images, make_quality(images), seed, num_train=20).table
+        trained = ids_of(table, "high", "train")
+        assert len(trained) == 20
+        assert trained <= kept
+        assert set(labels_of(table, "high", "train").index) == {"a", "b", "c"}
+    other = split_varying(images, make_quality(images), 99, num_train=20).table
+    assert ids_of(other, "high", "train") != trained
+
+
+def test_more_images_than_are_of_high_quality_leave_that_arm_out():
+    images = make_images({"a": 30, "b": 30}, {"a": 30, "b": 22})
+    quality = make_quality(images)
+    with_high, without = (split_varying(images, quality, 7, size) for size in (48, 49))
+    assert "high" in set(with_high.table["arm"])
+    assert with_high.notes == []
+    assert list(without.table["arm"].unique()) == [f"removed-{share}" for share in SHARES]
+    assert without.notes == [
+        "no high-quality arm: 49 training images asked for, 48 of high quality are there"
+    ]
 
 
 def test_varying_removes_the_lowest_of_nested_draws():
     images = make_images({"a": 30, "b": 30}, {"a": 30, "b": 22})
     quality = make_quality(images)
-    splits = split_varying(images, quality, 7)
+    splits = split_varying(images, quality, 7, 50)
     # a draw is what remains after removing nothing, from as many images
     draws = {
         share: ids_of(
@@ -301,7 +366,9 @@ def test_varying_removes_the_lowest_of_nested_draws():
     for share, draw in draws.items():
         best = sorted(draw, key=lambda name: -quality[name])[:50]
         assert ids_of(splits.table, f"removed-{share}", "train") == set(best)
-    assert splits.notes == []
+    assert splits.notes == [
+        "no high-quality arm: 50 training images asked for, 48 of high quality are there"
+    ]
 
 
 def test_varying_spares_the_best_of_a_class_that_would_vanish():
@@ -321,9 +388,14 @@ def test_varying_spares_the_best_of_a_class_that_would_vanish():
 
 @pytest.mark.parametrize(("num_rejected", "most"), [(0, 14), (2, 16), (5, 19), (6, 20)])
 def test_varying_takes_as_many_as_suffice(num_rejected, most):
-    """Of pools of 16, 18, 21 and 22 images, n for which n / 0.9, rounded, still fits."""
+    """Of pools of 16, 18, 21 and 22 images, n for which n / 0.9, rounded, still fits.
+
+    By default they are not more than the 16 of high quality.
+    """
     images = make_images({"a": 10, "b": 10}, {"a": num_rejected})
     table = split_varying(images, make_quality(images), 0, shares=[10]).table
+    assert len(ids_of(table, "removed-10", "train")) == min(most, 16)
+    table = split_varying(images, make_quality(images), 0, most, shares=[10]).table
     assert len(ids_of(table, "removed-10", "train")) == most
     with pytest.raises(UsageError, match=f"{most + 1} training images asked for, {most} are"):
         split_varying(images, make_quality(images), 0, most + 1, [10])

@@ -12,11 +12,13 @@ from scipy import stats
 
 from iqa_ray.experiments.statistics import (
     compare_arms,
+    compare_shares,
     format_comparison,
     format_varying,
     measure_difference,
     summarise_arms,
 )
+from iqa_ray.selection.significance import adjust_holm
 
 T_4 = 2.7764451051977987  # 97.5% quantile of Student's t with four degrees of freedom
 
@@ -176,12 +178,12 @@ def test_seeds_are_paired_by_their_number():
 @pytest.mark.parametrize(
     ("high", "everything", "verdict"),
     [
-        ([0.82, 0.85, 0.81, 0.84, 0.83], [0.8] * 5, "higher"),
-        ([0.8] * 5, [0.82, 0.85, 0.81, 0.84, 0.83], "lower"),
-        ([0.86, 0.79, 0.85, 0.78, 0.82], [0.8] * 5, "within noise"),
+        ([0.82, 0.85, 0.81, 0.84, 0.83], [0.8] * 5, "higher on this split"),
+        ([0.8] * 5, [0.82, 0.85, 0.81, 0.84, 0.83], "lower on this split"),
+        ([0.86, 0.79, 0.85, 0.78, 0.82], [0.8] * 5, "within noise on this split"),
         # in floating point the three differences are not the same
         ([0.82, 0.84, 0.32], [0.80, 0.82, 0.30], "undecided: the same difference"),
-        ([0.8, 0.7], [0.8, 0.7], "equal in every seed"),
+        ([0.8, 0.7], [0.8, 0.7], "equal in every seed on this split"),
         ([0.8, None], [0.7, None], "undecided: one seed"),
         ([0.8, None], [None, 0.7], "undecided: no seed finished in both arms"),
         ([None, None], [None, None], "undecided: no seed finished in both arms"),
@@ -196,6 +198,11 @@ def test_verdicts(high, everything, verdict):
     assert comparison.loc[0, "verdict"].startswith(verdict)
     assert verdict in text
     assert "nan" not in text.lower()
+    anew = compare_arms(runs, split_per_seed=True)
+    before = comparison.loc[0, "verdict"]
+    assert anew.loc[0, "verdict"] == before.removesuffix(" on this split")
+    assert before.startswith("undecided") != before.endswith(" on this split")
+    pd.testing.assert_frame_equal(anew.drop(columns="verdict"), comparison.drop(columns="verdict"))
 
 
 def test_one_arm_alone():
@@ -231,7 +238,7 @@ def test_table_2():
         "mean±standard deviation over seeds; * best accuracy of the model",
         "",
         "alexnet: accuracy, high − all: +3.0 points (95% interval +1.0 to +5.0), "
-        "p 0.0132 (paired t), 0.0625 (Wilcoxon), higher in 5 of 5 seeds: higher",
+        "p 0.0132 (paired t), 0.0625 (Wilcoxon), higher in 5 of 5 seeds: higher on this split",
         "vgg19: accuracy, high − all: undecided: no seed finished in both arms",
         "With 5 seeds Wilcoxon's smallest two-sided p is 0.0625.",
     ]
@@ -250,12 +257,81 @@ def test_table_3():
             ("resnet34", "removed-0"): [0.80, 0.82],
             ("resnet34", "removed-10"): [0.84, 0.86],
             ("resnet34", "removed-20"): [None, 0.83],
+            ("resnet34", "high"): [0.87, 0.91],
         }
     )
-    assert format_varying(summarise_arms(runs)).splitlines() == [
+    assert format_varying(summarise_arms(runs), compare_shares(runs)).splitlines() == [
         "Percent removed (%)  Accuracy (%)  AUC (%)",
         "0                    81.0±1.4      90.5±0.7",
         "10                   85.0±1.4*     92.5±0.7",
         "20                   83.0          91.5      1 of 2 seeds finished",
-        "mean±standard deviation over seeds; * best accuracy",
+        "High-quality         89.0±2.8      94.5±1.4",
+        "mean±standard deviation over seeds; * best accuracy of a share",
+        "",
+        "accuracy, 10% removed − 0% removed: +4.0 points, p 0.5 (Wilcoxon; Holm 1), higher in 2 of "
+        "2 seeds: undecided: the same difference in every seed, no spread to judge it by",
+        "accuracy, 20% removed − 0% removed: +1.0 points, higher in 1 of 1 seeds: undecided: "
+        "one seed has no spread to judge the difference by",
+        # 7 and 9, then 3 and 5: the error is 1, and with one degree of freedom
+        # p is 2/π arctan(1/t) and the 97.5% quantile 12.7062
+        "accuracy, high − 0% removed: +8.0 points (95% interval -4.7 to +20.7), p 0.0792 "
+        "(paired t; Holm 0.158), 0.5 (Wilcoxon; Holm 1), higher in 2 of 2 seeds: "
+        "within noise on this split",
+        "accuracy, high − 10% removed: +4.0 points (95% interval -8.7 to +16.7), p 0.156 "
+        "(paired t; Holm 0.158), 0.5 (Wilcoxon; Holm 1), higher in 2 of 2 seeds: "
+        "within noise on this split",
+        "accuracy, high − 20% removed: +8.0 points, higher in 1 of 1 seeds: undecided: "
+        "one seed has no spread to judge the difference by",
+        "With 2 seeds Wilcoxon's smallest two-sided p is 0.5.",
+        "Holm: p adjusted for testing several differences.",
     ]
+
+
+def test_shares_are_compared_with_nothing_removed_and_with_high_quality():
+    runs = make_runs(
+        {
+            ("net", "removed-0"): [0.5, 0.6, 0.7],
+            ("net", "removed-30"): [0.6, 0.8, 0.7],
+            ("net", "removed-50"): [0.7, 0.7, 0.9],
+            ("net", "high"): [0.9, 0.9, 0.8],
+        }
+    )
+    table = compare_shares(runs).set_index(["better", "worse"])
+    expected = {
+        ("removed-30", "removed-0"): [0.1, 0.2, 0.0],
+        ("removed-50", "removed-0"): [0.2, 0.1, 0.2],
+        ("high", "removed-0"): [0.4, 0.3, 0.1],
+        ("high", "removed-30"): [0.3, 0.1, 0.1],
+        ("high", "removed-50"): [0.2, 0.2, -0.1],
+    }
+    assert list(table.index) == list(expected)
+    for pair, differences in expected.items():
+        found, row = measure_difference(np.array(differences)), table.loc[pair]
+        for name in ("difference", "low", "high", "t_p", "wilcoxon_p"):
+            assert row[f"accuracy_{name}"] == pytest.approx(getattr(found, name)), (pair, name)
+        assert row["auc_difference"] == pytest.approx(np.mean(differences) / 2)
+        assert row["num_pairs"] == 3
+        assert row["num_seeds_agree"] == sum(value > 0 for value in differences)
+    for test in ("t", "wilcoxon"):
+        adjusted = adjust_holm(table[f"accuracy_{test}_p"].to_numpy())
+        assert table[f"accuracy_{test}_p_holm"].tolist() == pytest.approx(list(adjusted))
+    assert table["accuracy_t_p_holm"].min() == pytest.approx(5 * table["accuracy_t_p"].min())
+
+
+@pytest.mark.parametrize(
+    ("arms", "pairs"),
+    [
+        (["removed-10", "removed-20"], []),
+        (["removed-0"], []),
+        (["removed-0", "removed-10"], [("removed-10", "removed-0")]),
+        (["removed-10", "high"], [("high", "removed-10")]),
+    ],
+)
+def test_only_arms_that_were_trained_are_compared(arms, pairs):
+    runs = make_runs({("net", arm): [0.8, 0.9] for arm in arms})
+    table = compare_shares(runs)
+    assert list(zip(table["better"], table["worse"], strict=True)) == pairs
+    whole = compare_shares(make_runs({("net", arm): [0.8] for arm in ("removed-0", "high")}))
+    assert list(table.columns) == list(whole.columns)
+    text = format_varying(summarise_arms(runs), table)
+    assert text.count("accuracy, ") == len(pairs)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from pictures import make_texture
 from PIL import Image
 
+from iqa_ray.distortions.blurs import blur_defocus
 from iqa_ray.images.listing import make_image_id
 from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import locate
-from iqa_ray.study.series import Sample, SeriesMaker
+from iqa_ray.study.series import CONFIGURATIONS, Sample, SeriesMaker
 
 
 def make_noise(tmp_path, names, seed):
@@ -34,3 +37,18 @@ def test_samples_do_not_share_their_noise_and_have_it_again(tmp_path):
     np.testing.assert_array_equal(again, second)
     (other,) = make_noise(tmp_path, ["b.png"], 1)
     assert abs(np.corrcoef(other, second)[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "step"),
+    [(100, 60, 0.1), (60, 100, 0.1), (30, 1000, 1.0), (20, 12_000, 10.0)],
+)
+def test_steps_of_blur_are_a_thousandth_of_the_longer_side(height, width, step):
+    """From the smallest disc that changes nothing on, and up to 10,000 px."""
+    image = make_texture(0, height, width)
+    blurring = CONFIGURATIONS["blurring"]
+    assert blurring.num_images == 10
+    for index in (1, 9):
+        blurred = blurring.change(image, index, np.random.default_rng(0))
+        np.testing.assert_array_equal(blurred, blur_defocus(image, 0.5 + index * step))
+        assert (blurred != image).any()

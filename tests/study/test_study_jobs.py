@@ -174,8 +174,9 @@ def test_a_users_own_series(defocus, ws):
     assert table.loc[("lapv", "blurring"), "srcc"] == 1
     assert table.loc[("lapv", "blurring"), "monotone_share"] == 1
     # turned by right angles, lapm and lapv are the same to the last digits
-    assert summary["metrics"]["lapv"]["verdict"] == "undefined"
-    assert "undefined for 3 samples" in summary["metrics"]["lapv"]["reason"]
+    assert summary["metrics"]["lapv"]["verdict"] == "qualified"
+    assert "rotating: constant scores of 3 samples" in summary["metrics"]["lapv"]["reason"]
+    assert table.loc[("lapv", "rotating"), "effect"] == 0
 
 
 def test_an_index_may_have_fractions(defocus, ws):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from iqa_ray.study import verdicts
+from iqa_ray.study.effects import summarise_effects
 from iqa_ray.study.settings import Thresholds
 from iqa_ray.study.verdicts import correlate, judge_metrics
 
@@ -25,11 +26,12 @@ def make_series(metric, configuration, lines):
     )
 
 
-def judge(*series, higher=True, thresholds=None, agreement=None):
+def judge(*series, higher=True, thresholds=None, agreement=None, log_metrics=()):
     frame = pd.concat(series)
     metrics = list(frame["metric"].unique())
     directions = dict.fromkeys(metrics, higher) if isinstance(higher, bool) else higher
     table = verdicts.summarise(frame, directions)
+    table = table.merge(summarise_effects(frame, log_metrics), on=["metric", "configuration"])
     if agreement is None:
         agreement = pd.DataFrame(np.eye(len(metrics)), metrics, metrics)
     return judge_metrics(table, agreement, thresholds or Thresholds())
@@ -170,7 +172,61 @@ def test_a_good_metric_qualifies_and_says_why():
 def test_a_metric_that_follows_cropping_is_rejected():
     verdict = judge(good()[1], good()[2], make_series("m", "cropping", FALLING))["m"]
     assert (verdict.verdict, verdict.rank) == ("rejected", None)
-    assert verdict.reason.startswith("cropping SRCC 1.000 (above 0.5)")
+    assert verdict.reason.startswith("cropping SRCC 1.000 (above 0.5), effect 1.000 (above 0.2)")
+
+
+@pytest.mark.parametrize(
+    ("step", "verdict"), [(0.2, "qualified"), (0.21, "rejected"), (-0.2, "qualified")]
+)
+def test_a_metric_that_follows_cropping_by_a_fifth_of_blurring_qualifies(step, verdict):
+    """FALLING has steps of 1 and ten images, as these have."""
+    steady = make_series("m", "cropping", [50 + step * TEN] * 3)
+    entry = judge(steady, *good()[1:])["m"]
+    assert entry.verdict == verdict
+    said = f"cropping SRCC 1.000 (above 0.5), effect {abs(step):.3f} "
+    assert said + ("(≤ 0.2)" if verdict == "qualified" else "(above 0.2)") in entry.reason
+    by_srcc = judge(steady, *good()[1:], thresholds=Thresholds(judge="srcc"))["m"]
+    assert by_srcc.verdict == "rejected"
+
+
+def test_a_metric_that_moves_far_without_an_order_qualifies():
+    wild = make_series("m", "cropping", [10 * np.array(UNMOVED[0])] * 3)
+    entry = judge(wild, *good()[1:])["m"]
+    assert entry.verdict == "qualified"
+    effect = 10 * np.std(UNMOVED[0]) / np.std(TEN)
+    assert f"(≤ 0.5), effect {effect:.3f} (above 0.2)" in entry.reason
+
+
+def test_both_cropping_and_rotating_must_be_ignored():
+    steady = make_series("m", "cropping", [50 + 0.1 * TEN] * 3)
+    follows = make_series("m", "rotating", FALLING)
+    entry = judge(steady, follows, good()[2])["m"]
+    assert entry.verdict == "rejected"
+    assert entry.reason == "rotating SRCC 1.000 (above 0.5), effect 1.000 (above 0.2)"
+
+
+@pytest.mark.parametrize("judge_by", ["effect", "srcc"])
+@pytest.mark.parametrize("configuration", verdicts.ROBUST)
+def test_constant_scores_are_robust(configuration, judge_by):
+    flat = make_series("m", configuration, [[3.0] * 6] * 2)
+    series = [*(entry for entry in good() if entry["configuration"][0] != configuration), flat]
+    row = verdicts.summarise(pd.concat(series), {"m": True}).set_index("configuration")
+    row = row.loc[configuration]
+    assert row[["srcc", "pcc", "srcc_quality", "monotone_share"]].tolist() == [0, 0, 0, 0]
+    assert row[["num_samples", "num_undefined", "num_constant"]].tolist() == [2, 0, 2]
+    entry = judge(*series, thresholds=Thresholds(judge=judge_by))["m"]
+    assert (entry.verdict, entry.rank) == ("qualified", 1)
+    assert f"{configuration}: constant scores of 2 samples, counted as 0" in entry.reason
+
+
+def test_a_constant_sample_counts_as_0_among_others():
+    lines = [[3.0] * 10, *FALLING]
+    table = verdicts.summarise(make_series("m", "cropping", lines), {"m": True})
+    assert table["srcc"][0] == pytest.approx(0.75)
+    assert (table["num_samples"][0], table["num_constant"][0]) == (4, 1)
+    table = verdicts.summarise(make_series("m", "noise", lines), {"m": True})
+    assert table["srcc"][0] == pytest.approx(1)
+    assert (table["num_undefined"][0], table["num_constant"][0]) == (1, 1)
 
 
 def test_a_metric_that_ignores_blur_is_rejected():
@@ -242,28 +298,63 @@ def test_ranks_put_copies_behind_and_voters_are_the_best():
     assert verdicts.choose_voters(judgements, 9) == ("a", "c", "b")
 
 
-def test_table_1_of_smith_et_al_under_the_default_thresholds():
-    """SRCC of Table 1: Smith et al. vote with MUSIQ too, though it follows cropping."""
+def test_table_1_of_smith_et_al_judged_by_its_correlations():
+    """Smith et al. vote with MUSIQ too, though it follows cropping."""
     names = ["lapv", "lapm", "wavs", "brisque", "niqe", "musiq", "maniqa", "hyperiqa"]
     srcc = {
         "cropping": [0.358, 0.152, 0.164, 0.406, 0.969, 0.952, 0.927, 0.333],
         "rotating": [0.486, 0.486, 0.086, 0.200, 0.200, 0.143, 0.200, 0.314],
         "blurring": [1.000, 0.996, 0.973, 0.965, 0.165, 0.885, 0.626, 0.194],
     }
+    pcc = {
+        "cropping": [0.337, 0.322, 0.345, 0.599, 0.774, 0.954, 0.937, 0.150],
+        "rotating": [0.406, 0.570, 0.050, 0.336, 0.279, 0.316, 0.062, 0.133],
+        "blurring": [0.770, 0.878, 0.845, 0.855, 0.053, 0.907, 0.695, 0.169],
+    }
     rows = [
         {
             "metric": name, "configuration": configuration, "srcc": value, "srcc_quality": -value,
-            "num_undefined": 0, "num_too_few": 0, "num_failed": 0, "num_images": 140,
+            "pcc": other, "num_undefined": 0, "num_too_few": 0, "num_failed": 0, "num_images": 140,
+            "num_constant": 0,
         }
         for configuration, values in srcc.items()
-        for name, value in zip(names, values, strict=True)
+        for name, value, other in zip(names, values, pcc[configuration], strict=True)
     ]  # fmt: skip
     judgements = judge_metrics(
-        pd.DataFrame(rows), pd.DataFrame(np.eye(8), names, names), Thresholds()
+        pd.DataFrame(rows), pd.DataFrame(np.eye(8), names, names), Thresholds(judge="srcc")
     )
     qualified = {name for name, entry in judgements.items() if entry.verdict == "qualified"}
     assert qualified == {"lapv", "lapm", "wavs", "brisque"}
     assert verdicts.choose_voters(judgements, 3) == ("wavs", "lapm", "brisque")
+    # they vote with LAPM, whose PCC with rotation is above 0.5: it is said and decides nothing
+    assert "rotating SRCC 0.486 (≤ 0.5), PCC 0.570" in judgements["lapm"].reason
+
+
+def test_ranks_go_by_what_the_judge_goes_by():
+    """`a` follows cropping steadily and a little, `b` far and without an order."""
+    series = [
+        *(make_series("a", name, [50 + 0.1 * TEN] * 3) for name in verdicts.ROBUST),
+        *(make_series("b", name, UNMOVED) for name in verdicts.ROBUST),
+        *(make_series(name, "blurring", FALLING) for name in "ab"),
+    ]
+    assert verdicts.choose_voters(judge(*series), 2) == ("a", "b")
+    lenient = Thresholds(judge="srcc", max_robust=1)
+    assert verdicts.choose_voters(judge(*series, thresholds=lenient), 2) == ("b", "a")
+
+
+def test_samples_that_were_not_blurred_are_judged_and_ranked_by_srcc():
+    def sampled(metric, configuration, lines, first):
+        rows = make_series(metric, configuration, lines)
+        return rows.assign(sample=rows["sample"].map(lambda name: f"{first}-{name}"))
+
+    turned = np.array(UNMOVED[0]) + np.linspace(0, 1, 10)
+    series = []
+    for metric, line in (("a", turned), ("b", UNMOVED[0])):
+        series.append(sampled(metric, "cropping", [line] * 3, "cropped"))
+        series.append(sampled(metric, "blurring", FALLING, "blurred"))
+    entries = judge(*series)
+    assert {name: entry.rank for name, entry in entries.items()} == {"a": 2, "b": 1}
+    assert "(≤ 0.5), effect undefined" in entries["a"].reason
 
 
 def test_agreement_is_of_quality():
