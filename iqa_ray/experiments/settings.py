@@ -12,7 +12,7 @@ SHARES = (0, 10, 20, 30, 40, 50)  # per cent of the images that are removed (Smi
 
 
 class ArmsJob(TrainingJob):
-    """What the studies that train have in common."""
+    """What the experiments have in common."""
 
     seeds: tuple[int, ...] = Field(
         default=(0, 1, 2, 3, 4), description="one run of each arm a seed, separated by commas"
@@ -37,7 +37,7 @@ class ArmsJob(TrainingJob):
     cpus_per_run: float = Field(
         default=1.0, gt=0, description="CPUs that each run asks of Ray; a thread each"
     )
-    restart: bool = Field(default=False, description="forget this study's runs and begin again")
+    restart: bool = Field(default=False, description="forget this experiment's runs and begin again")
     log_dir: str | None = Field(
         default=None,
         description="write event files for TensorBoard into this folder",
