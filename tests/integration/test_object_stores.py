@@ -23,7 +23,6 @@ import torch
 from pictures import make_texture
 from PIL import Image
 from pyarrow import compute as pc
-from pyarrow import fs as pafs
 from pyarrow import parquet as pq
 from trainings import RECIPE, make_run, train, without_times
 
@@ -51,7 +50,7 @@ from iqa_ray.storage.files import (
     write_bytes,
 )
 from iqa_ray.storage.lock import hold_lock
-from iqa_ray.storage.object_stores import UnansweredError, find_kind, open_store
+from iqa_ray.storage.object_stores import UnansweredError, find_kind
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.training.runs import RunFiles
 
@@ -281,13 +280,6 @@ def test_other_stores_through_fsspec(monkeypatch):
     delete_file(file)
     with pytest.raises(FileNotFoundError):
         read_bytes(file)
-
-
-def test_google_s_store_is_not_asked_for_a_quarter_of_an_hour():
-    store = open_store("gs://", "bucket", "endpoint_override=127.0.0.1:9&scheme=http")
-    assert isinstance(store, pafs.GcsFileSystem)
-    _, (settings,) = store.__reduce__()
-    assert settings["retry_time_limit"].total_seconds() == 60
 
 
 # --- whole or not at all ----------------------------------------------------------------------

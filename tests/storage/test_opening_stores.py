@@ -1,4 +1,4 @@
-"""Where the settings of an S3 store come from; no store is asked for anything."""
+"""Where the settings of a store come from; no store is asked for anything."""
 
 from __future__ import annotations
 
@@ -58,3 +58,13 @@ def test_a_connection_and_an_answer_are_waited_for_as_long_as_is_said(monkeypatc
     monkeypatch.setattr(object_stores, "_SILENCE_TIMEOUT_S", 4.0)
     _, (settings,) = open_store("s3://", "photos", "region=eu").__reduce__()
     assert (settings["connect_timeout"], settings["request_timeout"]) == (3.0, 4.0)
+
+
+@pytest.mark.parametrize("prefix", ["gs://", "gcs://"])
+def test_google_s_client_gives_up_after_a_minute_or_as_long_as_is_given(prefix):
+    options = "endpoint_override=127.0.0.1:9&scheme=http"
+    for given, seconds in (("", 60), ("&retry_limit_seconds=7", 7)):
+        store = open_store(prefix, "photos", options + given)
+        assert isinstance(store, pafs.GcsFileSystem)
+        _, (settings,) = store.__reduce__()
+        assert settings["retry_time_limit"].total_seconds() == seconds
