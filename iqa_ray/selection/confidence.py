@@ -7,7 +7,8 @@ intervals, and confidence and accuracy are averaged along the score.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,10 @@ class Relation:
     pcc: Correlation | None
     srcc: Correlation | None
     bins: tuple[Bin, ...]
+
+    def summarise(self) -> dict[str, Any]:
+        """Everything but the bins."""
+        return {name: value for name, value in asdict(self).items() if name != "bins"}
 
 
 def relate_confidence(
