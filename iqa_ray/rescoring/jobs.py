@@ -188,7 +188,7 @@ def _refit(workspace: Workspace, night: Night, job: RescoreJob) -> list[str]:
         kept = {name: replace(cutoff, fold_values=None) for name, cutoff in old.items()}
         renewed = replace(outcome, cutoffs={**fitted, **kept, **found})
         write_cutoffs(workspace, renewed)
-        write_confidence(workspace, renewed)
+        write_confidence(workspace, renewed, settings.weighting)
     return alerts
 
 

@@ -20,6 +20,7 @@ from iqa_ray.selection.coverage import (
 )
 from iqa_ray.selection.cutoffs import Cutoff, tabulate_densities
 from iqa_ray.selection.fitting import FittedCutoffs
+from iqa_ray.selection.settings import Weighting
 from iqa_ray.storage.files import delete_file, write_bytes
 from iqa_ray.storage.workspace import Workspace
 
@@ -31,11 +32,14 @@ RISK_COVERAGE_FILE = "risk_coverage.parquet"
 RISK_COVERAGE_FIGURE = "risk_coverage.png"
 
 
-def write_confidence(workspace: Workspace, fitted: FittedCutoffs) -> dict[str, Relation]:
+def write_confidence(
+    workspace: Workspace, fitted: FittedCutoffs, weighting: Weighting = "equal"
+) -> dict[str, Relation]:
     """Write `confidence.json` and `cutoffs.png`: how scores, confidence and mistakes go together.
 
     They are of the metrics with scores and of the judged images that cut-offs were fitted on.
-    Without such images there is neither file, and those of before are removed.
+    Without such images there is neither file, and those of before are removed. With the weighting
+    `prior` densities are drawn as high as their classes are large, as they were compared.
 
     Returns:
         The relation of scores and confidence of each metric, as the file has it.
@@ -55,12 +59,9 @@ def write_confidence(workspace: Workspace, fitted: FittedCutoffs) -> dict[str, R
         correct = judged["correct"].to_numpy(bool)
         spec = find_spec(workspace, name)
         relations[name] = relate_confidence(values, confidence, correct, spec.higher_is_better)
-        panels.append(
-            _make_panel(
-                name, fitted.cutoffs[name], values, confidence, correct, spec.range,
-                relations[name],
-            )
-        )  # fmt: skip
+        cutoff = fitted.cutoffs[name]
+        densities = _tabulate(values, correct, cutoff, spec.range, weighting)
+        panels.append(_make_panel(name, cutoff, judged, densities, relations[name]))
     if not panels:
         _remove(workspace, CONFIDENCE_FILE, CUTOFFS_FIGURE)
         return {}
@@ -70,32 +71,44 @@ def write_confidence(workspace: Workspace, fitted: FittedCutoffs) -> dict[str, R
     return relations
 
 
+def _tabulate(
+    scores: Floats,
+    correct: NDArray[np.bool_],
+    cutoff: Cutoff,
+    value_range: tuple[float, float],
+    weighting: Weighting,
+) -> tuple[Floats, Floats, Floats]:
+    """Scores, and the two densities there; empty for a cut-off that no densities gave."""
+    if cutoff.bandwidths is None:
+        return np.empty(0), np.empty(0), np.empty(0)
+    grid, right, wrong = tabulate_densities(scores, correct, cutoff, value_range)
+    if weighting == "prior":
+        return grid, right * correct.mean(), wrong * (1 - correct.mean())
+    return grid, right, wrong
+
+
 def _make_panel(
     name: str,
     cutoff: Cutoff,
-    scores: Floats,
-    confidence: Floats,
-    correct: NDArray[np.bool_],
-    value_range: tuple[float, float],
+    judged: pd.DataFrame,
+    densities: tuple[Floats, Floats, Floats],
     relation: Relation,
 ) -> CutoffPanel:
-    empty = np.empty(0)
-    densities = empty, empty, empty
-    if cutoff.bandwidths is not None:
-        densities = tabulate_densities(scores, correct, cutoff, value_range)
+    scores = judged["score"].to_numpy(float)
     is_log = cutoff.scale == "log"
     if is_log:  # 0 has no place on such an axis
         scores = np.maximum(scores, scores[scores > 0].min())
+    grid, density_correct, density_incorrect = densities
     return CutoffPanel(
         metric=name,
         higher_is_better=cutoff.higher_is_better,
         is_log=is_log,
         scores=scores,
-        confidence=confidence,
-        correct=correct,
-        grid=densities[0],
-        density_correct=densities[1],
-        density_incorrect=densities[2],
+        confidence=judged["confidence"].to_numpy(float),
+        correct=judged["correct"].to_numpy(bool),
+        grid=grid,
+        density_correct=density_correct,
+        density_incorrect=density_incorrect,
         bins=relation.bins,
         value=cutoff.value,
         interval=cutoff.ci,

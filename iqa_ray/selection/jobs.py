@@ -62,7 +62,7 @@ def run_cutoffs(job: CutoffsJob) -> dict[str, Any]:
     workspace = Workspace(job.workspace)
     fitted = fit_cutoffs(workspace, job)
     entries = write_cutoffs(workspace, fitted)
-    for name, relation in write_confidence(workspace, fitted).items():
+    for name, relation in write_confidence(workspace, fitted, job.weighting).items():
         entries[name]["correlation"] = relation.summarise()
     workspace.record_config("cutoffs", job)
     if all(entry["value"] is None for entry in entries.values()):

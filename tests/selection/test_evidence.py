@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from desk import Desk
 from pyarrow import parquet as pq
 
 from iqa_ray.config import make_job
-from iqa_ray.errors import IncompleteError
+from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.predictions.jobs import run_predict
 from iqa_ray.predictions.settings import PredictJob
 from iqa_ray.selection import evidence
@@ -45,7 +46,7 @@ def name_of(level: int) -> str:
 
 
 def is_right(level: int) -> bool:
-    return level >= 104 or level in (68, 88)
+    return level >= 116 or level in (68, 88)
 
 
 def sure_of(level: int) -> float:
@@ -54,7 +55,7 @@ def sure_of(level: int) -> float:
 
 @pytest.fixture
 def judged(desk):
-    """Images that the classifier is right about from 104 up, and of two below; WAVS is opposed."""
+    """Images that the classifier is right about from 116 up, and of two below; WAVS is opposed."""
     for level in LEVELS:
         desk.put(name_of(level), level, 260 - level)
     desk.score("lapm", "wavs")
@@ -104,9 +105,10 @@ def test_the_figure_shows_the_images_that_the_cutoff_was_fitted_to(judged, monke
     entries = judged.cutoffs(cutoff={"wavs": 100})
     lapm, wavs = drawn
     assert (lapm.metric, wavs.metric) == ("lapm", "wavs")
-    assert lapm.scores.tolist() == pytest.approx(list(LEVELS), rel=1e-9)
-    assert lapm.confidence.tolist() == pytest.approx([sure_of(level) for level in LEVELS])
-    assert lapm.correct.tolist() == [is_right(level) for level in LEVELS]
+    order = np.argsort(lapm.scores)  # images are listed by name
+    assert lapm.scores[order].tolist() == pytest.approx(list(LEVELS))
+    assert lapm.confidence[order].tolist() == pytest.approx([sure_of(level) for level in LEVELS])
+    assert lapm.correct[order].tolist() == [is_right(level) for level in LEVELS]
     assert lapm.value == entries["lapm"]["value"]
     assert lapm.interval == entries["lapm"]["ci"]
     assert lapm.is_log
@@ -115,6 +117,19 @@ def test_the_figure_shows_the_images_that_the_cutoff_was_fitted_to(judged, monke
         assert np.trapezoid(density, np.log(lapm.grid)) == pytest.approx(1, abs=0.01)
     assert len(wavs.grid) == 0  # set by hand: no curves
     assert wavs.value == 100
+
+
+def test_curves_cross_at_the_cutoff_also_where_classes_are_weighted_by_size(judged, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(evidence, "draw_cutoffs", lambda panels: drawn.extend(panels) or PNG)
+    for weighting in ("equal", "prior"):
+        drawn.clear()
+        judged.cutoffs(weighting=weighting)
+        difference = drawn[0].density_correct - drawn[0].density_incorrect
+        at = [
+            np.interp(drawn[0].value * change, drawn[0].grid, difference) for change in (0.99, 1.01)
+        ]
+        assert at[0] < 0 < at[1], weighting
 
 
 def test_a_figure_of_metrics_without_a_cutoff_says_why(judged):
@@ -170,6 +185,16 @@ def test_without_predictions_what_others_left_is_removed(judged):
     assert not any(file_of(judged, name).exists() for name in left)
     assert summary["augrc"] == {}
     assert "AUGRC" not in describe_selection(summary)
+
+
+def test_cutoffs_of_another_workspace_have_no_figure_of_earlier_ones(judged, tmp_path):
+    judged.cutoffs()
+    other = Path(judged.ws).rename(tmp_path / "other")
+    shutil.copytree(other, judged.ws)
+    assert file_of(judged, "cutoffs.png").exists()
+    judged.select(metrics=("lapm",), cutoffs_from=str(other))
+    assert not file_of(judged, "cutoffs.png").exists()
+    assert not file_of(judged, "confidence.json").exists()
 
 
 # --- select: coverage ---------------------------------------------------------------------------
@@ -269,6 +294,15 @@ def test_min_per_class_keeps_the_best_of_each_class(desk):
     assert balance["num_rejected"].tolist() == [8, 0]
     assert "3 of them outvoted, for --min-per-class" in describe_selection(summary)
     assert "outvoted" not in describe_selection(desk.select())
+
+
+def test_a_certified_vote_is_cast_alone(judged):
+    predict(judged, [(name_of(level), True, 0.5) for level in LEVELS])
+    judged.cutoffs(target_accuracy=0.5, metrics=("lapm",))
+    assert file_of(judged, "cutoffs.png").read_bytes().startswith(PNG)
+    judged.select()
+    with pytest.raises(UsageError, match="--min-per-class keeps outvoted images"):
+        judged.select(min_per_class=1)
 
 
 def test_a_minimum_per_class_is_at_least_one():
