@@ -106,7 +106,7 @@ def _correlate(x: Floats, y: Floats) -> Correlation:
     """Pearson's correlation.
 
     The interval is symmetric on Fisher's scale. Its standard error is that of the infinitesimal
-    jackknife, since Fisher's own, 1 / sqrt(n - 3), holds for normal variables alone, and
+    jackknife (Efron 1982), since Fisher's own, 1 / sqrt(n - 3), is for normal variables, and
     confidence piles up near 1.
     """
     x, y = stats.zscore(x), stats.zscore(y)
