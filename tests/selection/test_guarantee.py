@@ -128,6 +128,20 @@ def test_starts_share_the_permitted_error():
     assert few[99] == pytest.approx(0.05)
 
 
+def test_where_the_starts_lie_is_read_from_the_path_part(monkeypatch):
+    """A hundred path images: level j keeps j of them, and the last level all once more."""
+    seen = []
+    share_error = guarantee._share_error
+    monkeypatch.setattr(
+        guarantee, "_share_error", lambda *args: seen.append(args) or share_error(*args)
+    )
+    scores = {"a": np.random.default_rng(1).permutation(1000).astype(float)}
+    certify(scores, np.ones(1000, bool), DIRECTIONS, 1, 0.9, confidence=0.99)
+    expected, target, error = seen[0]
+    assert expected == pytest.approx(9 * np.append(np.arange(1, 101), 100))
+    assert (target, error) == pytest.approx((0.9, 0.01))
+
+
 def count_violations(num_runs: int, num_images: int, target: float, accuracy) -> tuple[int, int]:
     """Of seeded runs: those with a vote that truly misses the target, and those with a vote."""
     rng = np.random.default_rng(5)
@@ -194,6 +208,35 @@ def test_a_path_that_fails_everywhere_fails_although_its_first_images_are_right(
     assert 10 <= kept <= 20
 
 
+def explain(kept: list[int], right: list[int], errors: list[float]) -> Certificate:
+    certificate = Certificate(0.9, 0.95, num_images=900)
+    return guarantee._explain(certificate, np.array(kept), np.array(right), np.array(errors))
+
+
+def test_stricter_levels_than_the_first_start_count_with_half_the_permitted_error():
+    certificate = explain([5, 50, 800], [5, 47, 400], [0, 0, 0.05])
+    deviation = 1.959964 * np.sqrt(0.9 * 0.1) + 0.841621 * np.sqrt(0.94 * 0.06)
+    needed = (deviation / 0.04) ** 2
+    assert certificate.num_more == ceil((needed / 50 - 1) * 1000)
+    assert "right on 94.0% of 50 kept images" in certificate.reason
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_handful_of_right_ones_is_no_keep_set_that_reaches_the_target():
+    certificate = explain([9, 20, 50, 800], [9, 17, 45, 400], [0, 0, 0, 0.05])
+    assert certificate.num_more is None
+    assert certificate.reason.endswith("the best is right on 90.0% of 50 kept images")
+
+
+def test_at_least_one_more_image_is_said_to_be_needed():
+    assert explain([1000], [950], [0.05]).num_more == 1
+
+
+def test_a_start_that_kept_nothing_says_nothing():
+    certificate = explain([0, 800], [0, 400], [0.025, 0.025])
+    assert certificate.reason.endswith("the best is right on 50.0% of 800 kept images")
+
+
 def test_too_few_images_for_the_whole_set_say_how_many_would_do():
     scores, correct = {"a": np.arange(40, dtype=float)}, np.ones(40, bool)
     certificate = certify(scores, correct, DIRECTIONS, 1, 0.95)
@@ -205,7 +248,7 @@ def test_too_few_images_for_the_whole_set_say_how_many_would_do():
 def test_with_as_many_more_images_as_are_said_to_be_needed_four_of_five_runs_certify():
     rng = np.random.default_rng(9)
     outcomes = []
-    while len(outcomes) < 150:
+    while len(outcomes) < 100:
         scores, correct = draw(150, rng, lambda q: np.full(len(q), 0.87))
         first = certify(scores, correct, DIRECTIONS, 2, 0.8)
         whole = correct[split(150, 0)[1]].mean()
@@ -231,6 +274,12 @@ def test_without_enough_scores_that_is_the_reason(num_images):
     certificate = certify(scores, np.ones(num_images, bool), DIRECTIONS, 1, 0.9)
     assert certificate.reason == "too few judged images have a score of every voter"
     assert certificate.cutoffs is certificate.num_more is None
+
+
+def test_one_judged_image_is_too_few_to_learn_a_path_and_to_test_it():
+    certificate = certify({"a": np.ones(1)}, np.ones(1, bool), DIRECTIONS, 1, 0.9)
+    assert certificate.reason == "too few judged images have a score of every voter"
+    assert certificate.num_images == 0
 
 
 def test_equal_scores_keep_all_or_nothing():
