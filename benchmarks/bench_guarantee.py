@@ -17,10 +17,10 @@ and brisque alone. For every target accuracy, at confidence 0.95:
 
 `p` is of the one-sided binomial test that violations are more than 5%. `kde` are the cut-offs of
 `iqa_ray.selection.cutoffs` on the same halves, which know no target: share and accuracy on the
-other half, and in how many splits how many voters had one. `share_kept` is the mean over splits, 0 where
-nothing was certified; `accuracy_kept` is the median of the true accuracies where something was.
-`num_more` is the median of the images that were said to be lacking, and `num_out_of_reach` counts
-the splits where no keep set reached the target.
+other half, and in how many splits how many voters had one. `share_kept` is the mean over splits, 0
+where nothing was certified; `accuracy_kept` is the median of the true accuracies where something
+was. `num_more` is the median of the images that were said to be lacking, and `num_out_of_reach`
+counts the splits where no keep set reached the target.
 """
 
 from __future__ import annotations
