@@ -4,22 +4,20 @@
 
 Simulated votes (three low votes of four reject; the voters are one hidden quality with noise) and,
 with --tables, random halves of the tables that `benchmarks.bench_guarantee --tables` left there,
-with brisque alone. Prints, for each way, the mean share of images that it keeps and in how many
+with the majority of four voters and with brisque alone. Prints, for each way, the mean share of images that it keeps and in how many
 runs it certifies nothing, at confidence 0.95:
 
 - `several`: as `iqa_ray.selection.guarantee` does it.
+- `fixed`: its starts without the one that the path part's outcomes choose.
 - `strict`: one start, at 3 times the images that would do if all were right.
 - `whole`: one start, at the level that keeps everything: Bonferroni's loosest only.
 - `bonferroni`: every level a start of its own, nothing handed on.
-- `ordered 10%`, `20%`, `50%`: that share of the images chooses one start by its outcomes, where
-  (accuracy - target) times the root of the number kept is largest; the rest is tested.
-- `own scores`: `several` with the path at quantiles of the testing images' own scores and none set
-  apart: not exact, here to show what the path part costs.
+- `ordered 10%`, `20%`, `50%`: that share of the images chooses the only start; the rest is tested.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import ceil, log
 from pathlib import Path
 
@@ -28,6 +26,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from benchmarks.bench_guarantee import IS_BETTER, VOTES
 from benchmarks.report import make_parser
 from iqa_ray.selection import guarantee
 
@@ -47,9 +46,11 @@ def simulate(num_images: int, accuracy: Callable[[Floats], Floats]) -> Draw:
     return draw
 
 
-def halve(file: Path) -> Draw:
+def halve(file: Path, voters: Sequence[str]) -> Draw:
     judged = pd.read_parquet(file)
-    scores, correct = -judged[["brisque"]].to_numpy(np.float64), judged["correct"].to_numpy(bool)
+    signs = [1 if IS_BETTER[name] else -1 for name in voters]
+    scores = signs * judged[list(voters)].to_numpy(np.float64)
+    correct = judged["correct"].to_numpy(bool)
 
     def draw(rng: np.random.Generator) -> tuple[Floats, Bools]:
         rows = rng.permutation(len(correct))[: len(correct) // 2]
@@ -58,20 +59,22 @@ def halve(file: Path) -> Draw:
     return draw
 
 
-def choose_errors(way: str, expected: Floats, ordering: Floats, target: float) -> Floats:
+def choose_errors(way: str, expected: Floats, favourite: int | None, target: float) -> Floats:
     """(levels,) the error that is given to each level."""
-    if way in ("several", "own scores"):
-        return guarantee._share_error(expected, target, ERROR)
+    if way == "several":
+        return guarantee._share_error(expected, favourite, target, ERROR)
+    if way == "fixed":
+        return guarantee._share_error(expected, None, target, ERROR)
     errors = np.zeros(len(expected))
     if way == "bonferroni":
         return errors + ERROR / len(errors)
     if way == "strict":
         size = 3 * log(ERROR) / log(target)
         errors[min(np.searchsorted(expected, size), len(errors) - 1)] = ERROR
-    elif way == "whole":
+    elif way == "whole" or favourite is None:
         errors[-1] = ERROR
     else:
-        errors[np.argmax(ordering)] = ERROR
+        errors[favourite] = ERROR
     return errors
 
 
@@ -81,8 +84,6 @@ def walk(way: str, scores: Floats, correct: Bools, target: float) -> float:
     share = {"ordered 20%": 0.2, "ordered 50%": 0.5}.get(way, 0.1)
     num_path = ceil(share * len(correct))
     first, rest = slice(0, num_path), slice(num_path, None)
-    if way == "own scores":
-        first = rest = slice(0, None)
     path = guarantee._make_path(scores[first])
 
     def count(part: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -92,8 +93,8 @@ def walk(way: str, scores: Floats, correct: Bools, target: float) -> float:
     kept_path, right_path = count(first)
     kept, right = count(rest)
     expected = kept_path / kept_path[-1] * len(scores[rest])
-    shrunk = (right_path + 1) / (kept_path + 2)
-    errors = choose_errors(way, expected, (shrunk - target) * np.sqrt(kept_path), target)
+    favourite = guarantee._choose_start(kept_path, right_path, target)
+    errors = choose_errors(way, expected, favourite, target)
     p_values = binom.sf(right - 1, kept, target)
     if way == "bonferroni":
         passed = np.flatnonzero(p_values <= errors)
@@ -103,8 +104,8 @@ def walk(way: str, scores: Floats, correct: Bools, target: float) -> float:
     return 0.0 if level is None else float(kept[level] / len(scores[rest]))
 
 
-WAYS = ("several", "strict", "whole", "bonferroni", "ordered 10%", "ordered 20%", "ordered 50%",
-        "own scores")  # fmt: skip
+WAYS = ("several", "fixed", "strict", "whole", "bonferroni", "ordered 10%", "ordered 20%",
+        "ordered 50%")  # fmt: skip
 
 
 def main() -> None:
@@ -129,8 +130,9 @@ def main() -> None:
     ]
     if arguments.tables:
         cases += [
-            (f"{name}, halves", halve(arguments.tables / f"judged-{name}.parquet"), target)
+            (f"{name}, {vote}", halve(arguments.tables / f"judged-{name}.parquet", voters), target)
             for name in ("codes", "photographs")
+            for vote, voters in VOTES.items()
             for target in (0.9, 0.95)
         ]
     print(f"| case | target | {' | '.join(WAYS)} |\n|{'---|' * (len(WAYS) + 2)}")
