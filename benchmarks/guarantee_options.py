@@ -4,8 +4,8 @@
 
 Simulated votes (three low votes of four reject; the voters are one hidden quality with noise) and,
 with --tables, random halves of the tables that `benchmarks.bench_guarantee --tables` left there,
-with the majority of four voters and with brisque alone. Prints, for each way, the mean share of images that it keeps and in how many
-runs it certifies nothing, at confidence 0.95:
+with the majority of four voters and with brisque alone. Prints, for each way, the mean share of
+images that it keeps and in how many runs it certifies nothing, at confidence 0.95:
 
 - `several`: as `iqa_ray.selection.guarantee` does it.
 - `fixed`: its starts without the one that the path part's outcomes choose.

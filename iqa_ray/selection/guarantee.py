@@ -9,7 +9,8 @@ the certified cut-offs keeps only a population's images of which the classifier 
 least `target`. The population is what the judged images are an independent random sample of: later
 images like these, under the same classifier. It is not about the judged images themselves, whose
 accuracy is known, nor about other sources of images. Several shots of one object are not
-independent: give one image an object.
+independent: give one image an object. Voters, rule and target must not have been chosen by the
+outcomes of these images, for instance by which metrics have a cut-off on them.
 
 **The path.** The cut-offs of all voters move together from strict to loose: at level j every voter
 calls its worst 1 - j/100 low, and the last level keeps everything that has a score. Which scores
