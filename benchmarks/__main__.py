@@ -38,6 +38,7 @@ BENCHMARKS = {
     "driver_memory": Benchmark(takes_images=False),
     "deep": Benchmark(needs=("pyiqa",)),
     "seeds": Benchmark(),
+    "guarantee": Benchmark(takes_images=False, needs=("efficientnet_lite_pytorch",)),
 }
 
 

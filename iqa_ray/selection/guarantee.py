@@ -9,7 +9,8 @@ the certified cut-offs keeps only a population's images of which the classifier 
 least `target`. The population is what the judged images are an independent random sample of: later
 images like these, under the same classifier. It is not about the judged images themselves, whose
 accuracy is known, nor about other sources of images. Several shots of one object are not
-independent: give one image an object.
+independent: give one image an object. Voters, rule and target must not have been chosen by the
+outcomes of these images, for instance by which metrics have a cut-off on them.
 
 **The path.** The cut-offs of all voters move together from strict to loose: at level j every voter
 calls its worst 1 - j/100 low, and the last level keeps everything that has a score. Which scores
@@ -27,17 +28,19 @@ any path is valid and a rough one is only slightly worse.
 small to be certified even where all are right, which takes log(1 - confidence) / log(target)
 images. So the sequence has several starts. The first is where 3 times that number of testing
 images is expected to be kept, the next ones where it is 3 times as many each time, and the last
-one is the level that keeps everything. The starts share the permitted error equally, but that the
-last one gets a fifth of what another one gets. From a start the walk goes on to looser levels
-while it rejects, and hands what it has to the next one (the fallback procedure, Wiens 2003, which
-is at least as powerful as Bonferroni over the starts). The levels and their shares depend on the
-path part and on numbers of images, never on who is right, so the procedure's family-wise error is
-at most 1 - confidence, whatever the accuracy does along the path.
+one is the level that keeps everything. They share half of the permitted error equally, but that
+the last one gets a fifth of what another one gets. The other half goes to the level that looks
+best by the outcomes of the path part, if one looks better than the target there; else they have
+all. From a start the walk goes on to looser levels while it rejects, and hands what it has to the
+next start (the fallback procedure, Wiens 2003, which is at least as powerful as Bonferroni over
+the starts). The levels and their shares depend on the path part and on numbers of images, never
+on who is right in the testing part, so the family-wise error is at most 1 - confidence, whatever
+the accuracy does along the path.
 
-Why so: on simulated votes of four metrics, one start far up is often too weak, and one far down
-misses what only strict levels reach; the whole set as a start matters where all images reach the
-target. Letting a tenth to a half of the judged images choose the start by their outcome kept less
-in most cases, for those images are lost to the tests.
+Why so: on simulated and real votes (`benchmarks.guarantee_options`), one start far up is often too
+weak, one far down misses what only strict levels reach, and fixed starts miss a band between them
+where strict levels are wrong as well. Only the start that outcomes choose finds that band, but a
+tenth of the images chooses badly where there are few, and more of them are lost to the tests.
 """
 
 from __future__ import annotations
@@ -145,12 +148,16 @@ def certify(
     if np.isnan(chosen).any(axis=1).all():
         return replace(certificate, reason=few)
     path = _make_path(chosen)
+    was_right = correct[order]
     kept = _count_kept(path, tested, votes_to_reject)
-    right = _count_kept(path, tested[correct[order[num_path:]]], votes_to_reject)
+    right = _count_kept(path, tested[was_right[num_path:]], votes_to_reject)
     if not kept[-1]:
         return replace(certificate, reason=few)
-    expected = _count_kept(path, chosen, votes_to_reject) / num_path * len(tested)
-    errors = _share_error(expected, target, 1 - confidence)
+    kept_of_path = _count_kept(path, chosen, votes_to_reject)
+    right_of_path = _count_kept(path, chosen[was_right[:num_path]], votes_to_reject)
+    expected = kept_of_path / num_path * len(tested)
+    favourite = _choose_start(kept_of_path, right_of_path, target)
+    errors = _share_error(expected, favourite, target, 1 - confidence)
     level = _walk(binom.sf(right - 1, kept, target), errors)
     if level is None:
         return _explain(certificate, kept, right, errors)
@@ -186,11 +193,23 @@ def _count_kept(path: Floats, oriented: Floats, votes_to_reject: int) -> Ints:
     return np.cumsum(np.bincount(first, minlength=len(path) + 1)[: len(path)])
 
 
-def _share_error(expected: Floats, target: float, error: float) -> Floats:
+def _choose_start(kept: Ints, right: Ints, target: float) -> int | None:
+    """The level that the path part's outcomes recommend; None if none looks above the target.
+
+    Its excess over the target is the largest in standard errors, the accuracy drawn towards 1/2
+    as if one more image were right and one more wrong; of equals the loosest.
+    """
+    excess = ((right + 1) / (kept + 2) - target) * np.sqrt(kept)
+    level = len(kept) - 1 - int(np.argmax(excess[::-1]))
+    return level if excess[level] > 0 else None
+
+
+def _share_error(expected: Floats, favourite: int | None, target: float, error: float) -> Floats:
     """(levels,) the error that is given to each start, 0 for the other levels.
 
     Args:
         expected: (levels,) testing images that each level is expected to keep.
+        favourite: the level that half of the error goes to; None for none.
         target: accuracy on kept images.
         error: that is permitted in all.
     """
@@ -203,6 +222,9 @@ def _share_error(expected: Floats, target: float, error: float) -> Floats:
     weights = np.array([1.0] * len(sizes) + [_WEIGHT_OF_ALL])
     errors = np.zeros(len(expected))
     np.add.at(errors, starts, error * weights / weights.sum())
+    if favourite is not None:
+        errors /= 2
+        errors[favourite] += error / 2
     return errors
 
 
