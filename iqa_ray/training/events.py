@@ -107,11 +107,10 @@ def listen(on_event: Callable[[dict[str, Any]], None], keys: Sequence[str] = ())
         IncompleteError: the event queue was lost.
     """
     actor: Any = ray.remote(_EventQueue)
-    # Where the driver is, so that no other node takes it along. An actor that asks for nothing is
-    # placed by a random node, and a soft affinity is then ignored; one that asks for something, be
-    # it a byte, is placed by the driver's node, which needs no other node for it.
+    # Where the driver is, so that no other node takes it along. Ray ignores a soft affinity of an
+    # actor that asks for no resources, and places it on any node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue = actor.options(num_cpus=0, memory=1, scheduling_strategy=here).remote(list(keys))
+    queue = actor.options(num_cpus=0, scheduling_strategy=here).remote(list(keys))
     relay = _Relay(queue, on_event)
     relay.start()
     try:
