@@ -107,8 +107,9 @@ def listen(on_event: Callable[[dict[str, Any]], None], keys: Sequence[str] = ())
         IncompleteError: the event queue was lost.
     """
     actor: Any = ray.remote(_EventQueue)
-    # where the driver is, so that no other node takes it along
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Where the driver is, so that no other node takes it along. Ray ignores a soft affinity of an
+    # actor that asks for no resources, and places it on any node.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = actor.options(num_cpus=0, scheduling_strategy=here).remote(list(keys))
     relay = _Relay(queue, on_event)
     relay.start()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,14 +29,35 @@ VIT = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k/model.safetensors"
 NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 
 
-def run(*arguments, hub=NOWHERE, **environment):
+# the command, which says when it connects to something, sleeps, or starts a process
+WATCHED = """
+import sys, time
+
+def say(event, arguments):
+    if event in ("socket.connect", "subprocess.Popen", "sleep"):
+        print("did", event, *arguments[:2], file=sys.stderr)
+
+sys.addaudithook(say)
+time.sleep = lambda seconds: say("sleep", [seconds])
+from iqa_ray.cli import main
+sys.exit(main())
+"""
+
+
+def run(*arguments, hub=NOWHERE, command=("-m", "iqa_ray.cli"), **environment):
     return subprocess.run(
-        [sys.executable, "-m", "iqa_ray.cli", *map(str, arguments)],
+        [sys.executable, *command, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "HF_ENDPOINT": hub, **environment},
     )
+
+
+def measure_children_cpu_s() -> float:
+    """Of child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 @pytest.fixture
@@ -218,12 +239,18 @@ def test_a_server_that_speaks_no_sound_http(tmp_path, monkeypatch, data, message
 
 def test_neither_weights_nor_network(image_folder, tmp_path):
     """Quick, before any actor, and with what to do."""
-    start_s = time.monotonic()
     photos, ws = image_folder(2), tmp_path / "ws"
     cache = str(tmp_path / "cache")
     options = ["--workspace", ws, "--metrics", "lapm,musiq,maniqa"]
-    scored = run("score", photos, *options, XDG_CACHE_HOME=cache)
-    assert time.monotonic() - start_s < 20
+    start_s = measure_children_cpu_s()
+    scored = run("score", photos, *options, command=("-c", WATCHED), XDG_CACHE_HOME=cache)
+    assert measure_children_cpu_s() - start_s < 20
+    did = [line for line in scored.stderr.splitlines() if line.startswith("did ")]
+    # the network is tried once: not again, and not for each file
+    (connected,) = (line for line in did if "socket.connect" in line)
+    assert connected.endswith("('127.0.0.1', 9)")
+    assert not any("did sleep" in line for line in did)
+    assert not any("gcs_server" in line for line in did)  # what Ray starts first
     assert scored.returncode == 2
     for name in (MUSIQ, VIT,
                  "ckpt_koniq10k.pt"):  # fmt: skip
