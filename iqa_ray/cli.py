@@ -87,14 +87,16 @@ COMMANDS = {
         "learn each metric's cut-off from right and wrong predictions",
         "iqa-ray cutoffs --workspace ws\n"
         "iqa-ray cutoffs --workspace ws --metrics lapm,wavs --weighting prior\n"
-        "iqa-ray cutoffs --workspace ws --metrics wavs --cutoff lapm=2.6",
+        "iqa-ray cutoffs --workspace ws --metrics wavs --cutoff lapm=2.6\n"
+        "iqa-ray cutoffs --workspace ws --target-accuracy 0.95 --group object",
     ),
     "select": Command(
         "iqa_ray.selection.settings", "SelectJob",
         "iqa_ray.selection.jobs", "run_select", "describe_selection",
         "let the metrics vote and keep the images that pass",
         "iqa-ray select --workspace ws\n"
-        "iqa-ray select --workspace ws --metrics lapm,wavs,niqe --rule any --link kept",
+        "iqa-ray select --workspace ws --metrics lapm,wavs,niqe --rule any --link kept\n"
+        "iqa-ray select --workspace ws --cutoffs-from other-ws",
     ),
     "compare": Command(
         "iqa_ray.experiments.settings", "CompareJob",

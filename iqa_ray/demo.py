@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import pandas as pd
-
 from iqa_ray.cluster import connection
 from iqa_ray.errors import UsageError
 from iqa_ray.predictions.jobs import run_predict
 from iqa_ray.predictions.settings import PredictJob
-from iqa_ray.predictions.table import read_predictions
 from iqa_ray.progress import log
 from iqa_ray.scoring.jobs import run_score
 from iqa_ray.scoring.settings import ScoreJob
+from iqa_ray.selection.crossfit import PARTS
 from iqa_ray.selection.jobs import (
     describe_cutoffs,
     describe_selection,
@@ -22,9 +20,7 @@ from iqa_ray.selection.jobs import (
     run_select,
 )
 from iqa_ray.selection.settings import CutoffsJob, SelectJob
-from iqa_ray.selection.table import read_selection
 from iqa_ray.storage.files import locate
-from iqa_ray.storage.workspace import Workspace
 from iqa_ray.synthetic.jobs import run_make_data
 from iqa_ray.synthetic.settings import DemoJob, MakeDataJob
 
@@ -43,7 +39,6 @@ def run_demo(job: DemoJob) -> dict[str, Any]:
     location = locate(job.workspace)
     if not location.is_local:
         raise UsageError(f"--workspace {job.workspace}: the demo needs a local folder")
-    workspace = Workspace(job.workspace)
     common: dict[str, Any] = {"workspace": job.workspace, "address": job.address}
     data = f"{location.path}/data"
     making = MakeDataJob(
@@ -66,7 +61,7 @@ def run_demo(job: DemoJob) -> dict[str, Any]:
         "predictions": predictions,
         "cutoffs": entries,
         "selection": selection,
-        "accuracy": measure_accuracy(workspace),
+        "accuracy": _list_accuracies(selection["cross_fitted"]),
         "seconds": round(time.monotonic() - start_s, 1),
     }
 
@@ -91,30 +86,19 @@ def choose_clearest(entries: dict[str, Any], num_voters: int) -> tuple[str, ...]
     return tuple(ranked[:num_voters])
 
 
-def measure_accuracy(workspace: Workspace) -> dict[str, dict[str, float | int | None]]:
-    """How often the classifier is right on kept, on rejected and on all predicted images."""
-    selection, _ = read_selection(workspace)
-    predictions, _ = read_predictions(workspace)
-    judged = predictions.dropna(subset=["correct"]).merge(
-        selection[["image_id", "keep"]], on="image_id"
-    )
-    parts = {"kept": judged["keep"], "rejected": ~judged["keep"], "all": judged["keep"].notna()}
-    return {name: _accuracy(judged.loc[chosen, "correct"]) for name, chosen in parts.items()}
-
-
-def _accuracy(correct: pd.Series[bool]) -> dict[str, float | int | None]:
-    mean = round(float(correct.astype(float).mean()), 4) if len(correct) else None
-    return {"num_images": len(correct), "num_correct": int(correct.sum()), "accuracy": mean}
+def _list_accuracies(measured: dict[str, Any]) -> dict[str, dict[str, float | int | None]]:
+    """How often the classifier is right on images that did not choose the cut-offs."""
+    found = {}
+    for part in PARTS:
+        accuracy, total = measured[f"accuracy_{part}"], measured[f"num_{part}"]
+        num_correct = round(total * (accuracy or 0))
+        found[part] = {"num_images": total, "num_correct": num_correct, "accuracy": accuracy}
+    return found
 
 
 def describe_demo(summary: dict[str, Any]) -> str:
     """The closing tables for people."""
     lines = [describe_cutoffs(summary["cutoffs"]), "", describe_selection(summary["selection"]), ""]
-    lines.append(f"{'predicted images':18} {'images':>6} {'right':>6} {'accuracy':>9}")
-    for name, row in summary["accuracy"].items():
-        accuracy = "–" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
-        lines.append(f"{name:18} {row['num_images']:>6} {row['num_correct']:>6} {accuracy:>9}")
-    lines.append("")
     lines.append(
         f"{summary['seconds']:.0f} s in all; every table is in {summary['selection']['workspace']}"
     )

@@ -38,7 +38,7 @@ ROOMS = [
 ORDER = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 # Commands take from every room, and from the commands that they run.
 COMMANDS = [
-    ["weights.settings"],  # they look metrics up
+    ["weights.settings", "selection.evidence"],  # they look metrics up, and draw
     ["synthetic.jobs", "weights.jobs", "scoring.jobs", "predictions.jobs", "selection.jobs"],
     ["study.jobs", "experiments.compare", "experiments.vary", "rescoring.jobs"],
     ["demo"],

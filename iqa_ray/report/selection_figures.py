@@ -172,7 +172,7 @@ def _choose_ends(panel: CutoffPanel) -> tuple[float, float]:
         if mark is not None:
             place = np.log(mark) if panel.is_log else mark
             low, high = min(low, place), max(high, place)
-    margin = 0.03 * (high - low) or 0.5
+    margin = 0.06 * (high - low) or 0.5
     ends = np.array([low - margin, high + margin])
     low, high = np.exp(ends) if panel.is_log else ends
     return float(low), float(high)

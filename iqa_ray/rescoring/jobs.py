@@ -37,6 +37,7 @@ from iqa_ray.scoring.tables import (
     read_scores,
     read_specs,
 )
+from iqa_ray.selection.evidence import write_confidence
 from iqa_ray.selection.fitting import CUTOFFS_FILE, fit_cutoffs, read_cutoffs, write_cutoffs
 from iqa_ray.selection.jobs import OutdatedCutoffError, run_select
 from iqa_ray.selection.settings import CutoffsJob, SelectJob
@@ -185,7 +186,9 @@ def _refit(workspace: Workspace, night: Night, job: RescoreJob) -> list[str]:
             workspace.write_json(f"history/cutoffs-{stamp}.json", entries)
         # the folds are tonight's: those of the kept ones were others
         kept = {name: replace(cutoff, fold_values=None) for name, cutoff in old.items()}
-        write_cutoffs(workspace, replace(outcome, cutoffs={**fitted, **kept, **found}))
+        renewed = replace(outcome, cutoffs={**fitted, **kept, **found})
+        write_cutoffs(workspace, renewed)
+        write_confidence(workspace, renewed, settings.weighting)
     return alerts
 
 

@@ -19,6 +19,7 @@ CLASS_BALANCE_SCHEMA = pa.schema(
         ("p_value", pa.float64()),
     ]
 )
+CLASS_BALANCE_FILE = "class_balance.parquet"
 _LEVEL = 0.05  # classes with a smaller p value are named
 _MOST_NAMED = 5
 

@@ -7,7 +7,8 @@ intervals, and confidence and accuracy are averaged along the score.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,10 @@ class Relation:
     srcc: Correlation | None
     bins: tuple[Bin, ...]
 
+    def summarise(self) -> dict[str, Any]:
+        """Everything but the bins."""
+        return {name: value for name, value in asdict(self).items() if name != "bins"}
+
 
 def relate_confidence(
     scores: Floats, confidence: Floats, correct: NDArray[np.bool_], higher_is_better: bool
@@ -101,7 +106,7 @@ def _correlate(x: Floats, y: Floats) -> Correlation:
     """Pearson's correlation.
 
     The interval is symmetric on Fisher's scale. Its standard error is that of the infinitesimal
-    jackknife, since Fisher's own, 1 / sqrt(n - 3), holds for normal variables alone, and
+    jackknife (Efron 1982), since Fisher's own, 1 / sqrt(n - 3), is for normal variables, and
     confidence piles up near 1.
     """
     x, y = stats.zscore(x), stats.zscore(y)

@@ -74,16 +74,17 @@ def trace_coverage(
     return pd.concat(rows, ignore_index=True), areas
 
 
-def order_by_votes(num_low: NDArray[np.int64], ranks: Floats) -> Floats:
+def order_by_votes(num_low: NDArray[np.int64], ranks: Floats, num_ranked: int) -> Floats:
     """(n,) qualities by which the vote orders images: fewer low votes first, then better ranks.
 
     What a rule keeps are the first ones of this order, whichever rule it is.
 
     Args:
         num_low: (n,) low votes of each image.
-        ranks: (n,) mean ranks, in [1, n], as `rank_images` gives them; NaN for an unscored image.
+        ranks: (n,) mean ranks, as `rank_images` gives them; NaN for an unscored image.
+        num_ranked: no rank is higher.
     """
-    return ranks - num_low * float(len(ranks))
+    return ranks - num_low * float(num_ranked)
 
 
 def _spread_numbers(num_images: int) -> NDArray[np.int64]:

@@ -26,7 +26,10 @@ CUTOFFS_FILE = "cutoffs.json"
 
 @dataclass(frozen=True)
 class FittedCutoffs:
-    """Cut-offs by metric, and the judged images that they were fitted on (FOLDS_SCHEMA)."""
+    """Cut-offs by metric, and the judged images that they were fitted on.
+
+    `judged` has the columns of FOLDS_SCHEMA and, from a fit, those of `read_judged`.
+    """
 
     cutoffs: dict[str, Cutoff]
     judged: pd.DataFrame = field(default_factory=FOLDS_SCHEMA.empty_table().to_pandas)
@@ -98,7 +101,7 @@ def certify_cutoffs(workspace: Workspace, job: CutoffsJob) -> FittedCutoffs:
         )
         for name, spec in specs.items()
     }
-    return FittedCutoffs(cutoffs, alone[FOLDS_SCHEMA.names])
+    return FittedCutoffs(cutoffs, alone)
 
 
 def fit_cutoffs(workspace: Workspace, job: CutoffsJob) -> FittedCutoffs:
@@ -125,7 +128,7 @@ def fit_cutoffs(workspace: Workspace, job: CutoffsJob) -> FittedCutoffs:
         deal_folds(judged, scores, job.group, job.seed)
         for name in fitted:
             found.cutoffs[name] = _fit(workspace, name, scores.read(name), judged, job)
-        found = replace(found, judged=judged[FOLDS_SCHEMA.names])
+        found = replace(found, judged=judged)
     for name, value in job.cutoff.items():
         spec = find_spec(workspace, name)
         direction = name_direction(spec.higher_is_better)

@@ -13,8 +13,16 @@ from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.predictions.table import PREDICTIONS_FILE
 from iqa_ray.progress import log
 from iqa_ray.scoring.tables import ListedScores, find_spec
+from iqa_ray.selection.balance import (
+    CLASS_BALANCE_FILE,
+    CLASS_BALANCE_SCHEMA,
+    describe_imbalance,
+    keep_best,
+    measure_balance,
+)
 from iqa_ray.selection.crossfit import PARTS, keep_by_folds, measure_accuracy
 from iqa_ray.selection.cutoffs import Cutoff
+from iqa_ray.selection.evidence import write_confidence, write_coverage
 from iqa_ray.selection.fitting import (
     CUTOFFS_FILE,
     FittedCutoffs,
@@ -30,7 +38,7 @@ from iqa_ray.selection.judged import (
 from iqa_ray.selection.settings import CutoffsJob, Rule, SelectJob
 from iqa_ray.selection.subsets import KEPT_FILE, link_kept, list_kept
 from iqa_ray.selection.table import SELECTION_FILE, read_selection, write_selection
-from iqa_ray.selection.votes import cast_votes, votes_to_reject
+from iqa_ray.selection.votes import cast_votes, rank_images, votes_to_reject
 from iqa_ray.storage.files import locate
 from iqa_ray.storage.workspace import Workspace
 
@@ -40,8 +48,10 @@ class OutdatedCutoffError(UsageError):
 
 
 def run_cutoffs(job: CutoffsJob) -> dict[str, Any]:
-    """Fit and write `cutoffs.json`; returns one entry a metric, as the file has it.
+    """Fit and write `cutoffs.json`, `folds.parquet`, `confidence.json` and `cutoffs.png`.
 
+    Returns one entry a metric, as `cutoffs.json` has it, with predictions also `correlation`:
+    num_images, pcc and srcc of `confidence.json`.
     With a target accuracy a further entry `certified` says of the vote: target, confidence,
     accuracy_kept, share_kept, num_images, voters, rule.
 
@@ -52,6 +62,8 @@ def run_cutoffs(job: CutoffsJob) -> dict[str, Any]:
     workspace = Workspace(job.workspace)
     fitted = fit_cutoffs(workspace, job)
     entries = write_cutoffs(workspace, fitted)
+    for name, relation in write_confidence(workspace, fitted, job.weighting).items():
+        entries[name]["correlation"] = relation.summarise()
     workspace.record_config("cutoffs", job)
     if all(entry["value"] is None for entry in entries.values()):
         log(describe_cutoffs(entries))
@@ -120,6 +132,7 @@ def describe_cutoffs(entries: dict[str, Any]) -> str:
             f" {_note(entry)}",
         ]
         lines.append(" ".join(cells).rstrip())
+    lines += _describe_correlations(entries)
     if certified:
         lines.append(
             f"certified: with a confidence of {certified['confidence']:.0%} the "
@@ -129,6 +142,20 @@ def describe_cutoffs(entries: dict[str, Any]) -> str:
             f"not lay the path, {certified['accuracy_kept']:.1%} of those right"
         )
     return "\n".join(lines)
+
+
+def _describe_correlations(entries: dict[str, Any]) -> list[str]:
+    found = {name: entry.get("correlation") or {} for name, entry in entries.items()}
+    lines = [
+        f"{name:10} PCC {_show_correlation(known['pcc'])}, SRCC {_show_correlation(known['srcc'])}"
+        for name, known in found.items()
+        if known.get("srcc")
+    ]
+    return ["correlation of quality and confidence [95% interval]:", *lines] if lines else []
+
+
+def _show_correlation(found: dict[str, float]) -> str:
+    return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**found)
 
 
 def _show(value: float | None, without: str = "–", *, form: str = ".4g") -> str:
@@ -145,30 +172,38 @@ def _note(entry: dict[str, Any]) -> str:
 
 
 def run_select(job: SelectJob) -> dict[str, Any]:
-    """Vote and write `selection.parquet` and `kept.csv`; returns the run's summary.
+    """Vote and write `selection.parquet`, `kept.csv`, `class_balance.parquet` and, with
+    predictions, `risk_coverage.parquet` and `.png`; returns the run's summary.
 
     Raises:
         UsageError: no images, scores or cut-offs, a cut-off of another version of the scores, or
-            a rule that the voters cannot meet.
+            a rule that the voters cannot meet, or more kept images than were certified.
     """
     workspace = Workspace(job.workspace)
     cutoffs = _choose_voters(workspace, job)
     votes_to_reject(job.rule, len(cutoffs))
     certified = next(iter(cutoffs.values())).certified
+    if certified and job.min_per_class:
+        raise UsageError(
+            "--min-per-class keeps outvoted images, and the cut-offs were certified for the vote "
+            "alone: leave it out, or run `iqa-ray cutoffs` without --target-accuracy"
+        )
     scores = ListedScores(workspace)
-    frame = scores.images.select(["image_id", "path", "label"]).to_pandas()
-    for name, rows in scores.read_all(list(cutoffs)).items():
-        frame[name] = rows.column("score").to_numpy()
-        frame[f"{name}_error"] = rows.column("error").to_pandas()
-    selection = cast_votes(frame, cutoffs, job.rule)
+    voted = _vote(scores, cutoffs, job.rule)
+    ranks = rank_images(voted, cutoffs)
+    selection = keep_best(voted, ranks, job.min_per_class) if job.min_per_class else voted
     if job.cutoffs_from:
         other = Workspace(job.cutoffs_from)
         fitted = FittedCutoffs(read_cutoffs(other), read_folds(other)[0])
         write_cutoffs(workspace, fitted, str(other))
+        write_confidence(workspace, FittedCutoffs({}))  # that of before was of other cut-offs
     workspace.prepare()
     values = {name: cutoff.value for name, cutoff in cutoffs.items()}
     write_selection(workspace, selection, job.rule, values)
     workspace.write_text(KEPT_FILE, list_kept(selection))
+    _check_balance(workspace, selection)
+    judged = _match_judged(workspace, scores, selection)
+    areas = write_coverage(workspace, scores, judged, ranks)
     workspace.record_config("select", job)
     num_kept = int(selection["keep"].sum())
     if not num_kept:
@@ -182,8 +217,10 @@ def run_select(job: SelectJob) -> dict[str, Any]:
         "num_kept": num_kept,
         "num_rejected": len(selection) - num_kept,
         "num_unscored": int(selection[list(cutoffs)].isna().any(axis=1).sum()),
+        "num_saved": num_kept - int(voted["keep"].sum()),
         "num_linked": num_linked,
-        **_measure(workspace, scores, selection, cutoffs, job.rule),
+        **_measure(workspace, judged, cutoffs, job.rule),
+        "augrc": areas,
         "metrics": list(cutoffs),
         "rule": job.rule,
         "cutoffs": values,
@@ -192,28 +229,48 @@ def run_select(job: SelectJob) -> dict[str, Any]:
     }
 
 
-def _measure(
-    workspace: Workspace,
-    scores: ListedScores,
-    selection: pd.DataFrame,
-    cutoffs: Mapping[str, Cutoff],
-    rule: Rule,
-) -> dict[str, Any]:
-    """How often the classifier is right on what is kept: in-sample, and cross-fitted if it can be.
+def _vote(scores: ListedScores, cutoffs: Mapping[str, Cutoff], rule: Rule) -> pd.DataFrame:
+    frame = scores.images.select(["image_id", "path", "label"]).to_pandas()
+    for name, rows in scores.read_all(list(cutoffs)).items():
+        frame[name] = rows.column("score").to_numpy()
+        frame[f"{name}_error"] = rows.column("error").to_pandas()
+    return cast_votes(frame, cutoffs, rule)
 
-    Both are None without predictions.
+
+def _check_balance(workspace: Workspace, selection: pd.DataFrame) -> None:
+    """Write what each class loses, and say which lose too much."""
+    balance = measure_balance(selection)
+    workspace.write_frame(CLASS_BALANCE_FILE, balance, CLASS_BALANCE_SCHEMA)
+    for warning in describe_imbalance(balance):
+        log(warning)
+
+
+def _match_judged(
+    workspace: Workspace, scores: ListedScores, selection: pd.DataFrame
+) -> pd.DataFrame:
+    """Judged predictions of the images' present contents, with the columns of the selection and
+    `row`, the place among its rows; empty without predictions.
     """
-    found: dict[str, Any] = {"cross_fitted": None, "in_sample": None}
     if not workspace.has(PREDICTIONS_FILE):
-        return found
-    folds, _ = read_folds(workspace)
-    fold_of = folds.dropna().drop_duplicates("content_hash").set_index("content_hash")
+        return pd.DataFrame()
     hashes = pd.Series(scores.read_hashes().to_pandas().to_numpy(), selection["image_id"])
     judged = read_judged(workspace, scores)
     judged = judged[judged["content_hash"] == judged["image_id"].map(hashes)]
-    judged = judged.merge(selection, on="image_id")
+    return judged.merge(selection.reset_index(names="row"), on="image_id")
+
+
+def _measure(
+    workspace: Workspace, judged: pd.DataFrame, cutoffs: Mapping[str, Cutoff], rule: Rule
+) -> dict[str, Any]:
+    """How often the classifier is right on what is kept: in-sample, and cross-fitted if it can be.
+
+    The latter is of the vote alone. Both are None without judged images.
+    """
+    found: dict[str, Any] = {"cross_fitted": None, "in_sample": None}
     if judged.empty:
         return found
+    folds, _ = read_folds(workspace)
+    fold_of = folds.dropna().drop_duplicates("content_hash").set_index("content_hash")
     judged_folds = judged["content_hash"].map(fold_of["fold"]).to_numpy(np.float64)
     units = judged["content_hash"].map(fold_of["unit"]).fillna(judged["content_hash"])
     correct = judged["correct"].to_numpy(bool)
@@ -294,7 +351,13 @@ def describe_selection(summary: dict[str, Any]) -> str:
         f"voters: {', '.join(summary['metrics'])}; rule: {summary['rule']}",
         f"written: {summary['workspace']}/{SELECTION_FILE} and {KEPT_FILE}",
     ]
+    if summary["num_saved"]:
+        lines.insert(1, f"{summary['num_saved']:,} of them outvoted, for --min-per-class")
     lines += _describe_accuracy(summary)
+    if summary["augrc"]:
+        ranked = sorted(summary["augrc"].items(), key=lambda item: item[1])
+        areas = ", ".join(f"{voter} {area:.4f}" for voter, area in ranked)
+        lines.append(f"AUGRC (lower is better): {areas}")
     if summary["num_linked"]:
         lines.append(f"linked: {summary['num_linked']:,} images")
     return "\n".join(lines)

@@ -92,6 +92,12 @@ class SelectJob(WorkspaceJob):
         description="low votes that reject an image: majority (more than half), any, "
         "all or a number",
     )
+    min_per_class: int | None = Field(
+        default=None,
+        ge=1,
+        description="keep at least so many images of each class: where fewer pass, the best of "
+        "those outvoted as well, by mean rank over the voters",
+    )
     cutoffs_from: str | None = Field(
         default=None,
         description="use the cut-offs that were learnt on another workspace; they are copied",

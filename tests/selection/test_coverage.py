@@ -125,6 +125,6 @@ def test_a_curve_of_a_million_images_has_200_rows():
 def test_the_vote_orders_by_low_votes_and_then_by_rank():
     num_low = np.array([1, 0, 0, 2, 1])
     ranks = np.array([5.0, 1.0, 2.5, 4.0, np.nan])
-    order = order_by_votes(num_low, ranks)
+    order = order_by_votes(num_low, ranks, 5)
     assert np.argsort(-order).tolist() == [2, 1, 0, 3, 4]
     assert np.isnan(order[4])
