@@ -99,7 +99,7 @@ def _train_and_predict(
         "num_held_out": num_held_out,
         "model": str(workspace.location / model_file(model.key)),
     }
-    return judge_predictions(frame, model.classes), Origins(hashes), details
+    return judge_predictions(frame, model.classes), Origins(hashes, model=model.key), details
 
 
 def _check_classes(training: pa.Table, chosen: pa.Table) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,13 @@ from iqa_ray.cluster.pools import Pool, run_shards
 from iqa_ray.errors import IncompleteError
 from iqa_ray.images.source import ImageSource
 from iqa_ray.progress import Progress
-from iqa_ray.storage.files import locate, read_bytes
+from iqa_ray.storage.files import read_bytes
 from iqa_ray.storage.parquet import Fingerprints
 from iqa_ray.storage.parts import find_missing, make_fingerprints, mark_missing
 from iqa_ray.storage.workspace import Workspace
+
+if TYPE_CHECKING:
+    from iqa_ray.training.backbones import Classifier
 
 _SHARD_SIZE = 64
 
@@ -43,21 +47,25 @@ def _name_labels(images: pa.Table) -> pa.Table:
     return images.set_column(images.schema.get_field_index("image_id"), "image_id", ids)
 
 
+def load_model(workspace: Workspace, key: str) -> tuple[Classifier, list[str], int]:
+    """The classifier that the workspace keeps, its classes, and its images' pixels a side."""
+    from iqa_ray.training import backbones, loop
+
+    loaded = loop.load_checkpoint(read_bytes(workspace.location / model_file(key)))
+    model = backbones.create(loaded["backbone"], len(loaded["classes"]))
+    model.load_state_dict(loaded["state"])
+    return model.to(loop.pick_device()).eval(), loaded["classes"], loaded["image_size"]
+
+
 class ShardPredictor:
     """Applies a trained classifier to shards (images, fingerprints) and writes their parts."""
 
     def __init__(self, workspace: str, key: str, source: ImageSource) -> None:
         import torch
 
-        from iqa_ray.training import backbones, loop
-
         torch.set_num_threads(1)
         self._parts = Workspace(workspace).parts(parts_folder(key))
-        loaded = loop.load_checkpoint(read_bytes(locate(workspace) / model_file(key)))
-        self._classes, self._image_size = loaded["classes"], loaded["image_size"]
-        self._model = backbones.create(loaded["backbone"], len(self._classes))
-        self._model.load_state_dict(loaded["state"])
-        self._model.to(loop.pick_device()).eval()
+        self._model, self._classes, self._image_size = load_model(Workspace(workspace), key)
         self._source, self._key = source, key
 
     def __call__(self, shard: tuple[pa.Table, Fingerprints]) -> int:

@@ -45,10 +45,12 @@ class Origins:
         content_hashes: row for row, the hash of the content that was predicted; None where it is
             not known.
         has_own_labels: whether the user's file gave labels, which are then those to compare with.
+        model: the key of the classifier trained here that made them; None for imported ones.
     """
 
     content_hashes: list[str | None]
     has_own_labels: bool = False
+    model: str | None = None
 
 
 def write_predictions(workspace: Workspace, table: pa.Table, origins: Origins) -> None:

@@ -300,10 +300,10 @@ def compute_features(
 
 
 @torch.inference_mode()
-def predict_probabilities(
+def predict_logits(
     model: Classifier, pixels: Pixels, batch_size: int = 32
 ) -> NDArray[np.float32]:
-    """(n, num_classes) softmax outputs for (n, S, S, 3) uint8 RGB.
+    """(n, num_classes) logits for (n, S, S, 3) uint8 RGB.
 
     Raises:
         DivergedError: some are not a number.
@@ -312,8 +312,13 @@ def predict_probabilities(
     device = model.head.weight.device
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     with full_precision():
-        outputs = [model(batch.to(device)).softmax(1).cpu() for batch in images.split(batch_size)]
+        outputs = [model(batch.to(device)).cpu() for batch in images.split(batch_size)]
     return _check_numbers(np.asarray(torch.cat(outputs).numpy()))
+
+
+def predict_probabilities(model: Classifier, pixels: Pixels) -> NDArray[np.float32]:
+    """(n, num_classes) softmax outputs for (n, S, S, 3) uint8 RGB. Raises as `predict_logits`."""
+    return np.asarray(torch.from_numpy(predict_logits(model, pixels)).softmax(1).numpy())
 
 
 def _check_numbers(outputs: NDArray[np.float32]) -> NDArray[np.float32]:
