@@ -37,7 +37,7 @@ class ArmsJob(TrainingJob):
     cpus_per_run: float = Field(
         default=1.0, gt=0, description="CPUs that each run asks of Ray; a thread each"
     )
-    restart: bool = Field(default=False, description="forget this experiment's runs and begin again")
+    restart: bool = Field(default=False, description="forget this command's runs and begin again")
     log_dir: str | None = Field(
         default=None,
         description="write event files for TensorBoard into this folder",
