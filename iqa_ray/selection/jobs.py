@@ -201,7 +201,8 @@ def run_select(job: SelectJob) -> dict[str, Any]:
     values = {name: cutoff.value for name, cutoff in cutoffs.items()}
     write_selection(workspace, selection, job.rule, values)
     workspace.write_text(KEPT_FILE, list_kept(selection))
-    _check_balance(workspace, selection)
+    balance = measure_balance(selection)
+    workspace.write_frame(CLASS_BALANCE_FILE, balance, CLASS_BALANCE_SCHEMA)
     judged = _match_judged(workspace, scores, selection)
     areas = write_coverage(workspace, scores, judged, ranks)
     workspace.record_config("select", job)
@@ -212,6 +213,8 @@ def run_select(job: SelectJob) -> dict[str, Any]:
     if job.link:
         options = locate(scores.record.get("images", "")).options
         num_linked = link_kept(selection, job.link, copy=job.copy_files, options=options)
+    for warning in describe_imbalance(balance):
+        log(warning)
     return {
         "num_images": len(selection),
         "num_kept": num_kept,
@@ -235,14 +238,6 @@ def _vote(scores: ListedScores, cutoffs: Mapping[str, Cutoff], rule: Rule) -> pd
         frame[name] = rows.column("score").to_numpy()
         frame[f"{name}_error"] = rows.column("error").to_pandas()
     return cast_votes(frame, cutoffs, rule)
-
-
-def _check_balance(workspace: Workspace, selection: pd.DataFrame) -> None:
-    """Write what each class loses, and say which lose too much."""
-    balance = measure_balance(selection)
-    workspace.write_frame(CLASS_BALANCE_FILE, balance, CLASS_BALANCE_SCHEMA)
-    for warning in describe_imbalance(balance):
-        log(warning)
 
 
 def _match_judged(

@@ -90,6 +90,7 @@ def test_cutoffs_by_hand_need_neither_scores_nor_predictions(desk):
 
 def test_cutoffs_are_written_with_the_settings_that_made_them(judged):
     entries = judged.cutoffs(min_wrong=4)
+    assert entries["lapm"].pop("correlation") == entries["wavs"].pop("correlation")  # of none
     assert json.loads(Path(judged.ws, "cutoffs.json").read_text()) == json.loads(
         json.dumps(entries)
     )
@@ -221,7 +222,7 @@ def test_the_selection_has_scores_votes_and_reasons(desk, tmp_path):
     assert summary == {
         "num_images": 4, "num_kept": 1, "num_rejected": 3, "num_unscored": 1, "num_linked": 1,
         "metrics": ["lapm", "wavs"], "rule": "any", "cutoffs": {"lapm": 50, "wavs": 60},
-        "cross_fitted": None, "in_sample": None,
+        "cross_fitted": None, "in_sample": None, "num_saved": 0, "augrc": {},
         "workspace": desk.ws,
     }  # fmt: skip
     table = pd.read_parquet(f"{desk.ws}/selection.parquet")
@@ -460,6 +461,7 @@ def test_a_vote_is_certified_for_later_images(sharp_or_not, capsys):
     assert certified["share_kept"] > 0.5
     assert (certified["voters"], certified["rule"]) == (["lapm", "wavs"], "any")
     written = json.loads(Path(sharp_or_not.ws, "cutoffs.json").read_text())
+    assert all(entry.pop("correlation")["num_images"] == 0 for entry in entries.values())
     assert written == json.loads(json.dumps(entries))
     assert {entry["source"] for entry in entries.values()} == {"certified"}
     summary = sharp_or_not.select(rule="any")
