@@ -146,6 +146,21 @@ def check_splits(ws):
 
 
 @pytest.mark.slow
+def test_compare_on_a_split_per_seed(ws):
+    compare(ws, split_per_seed=True, seeds=(0, 1), epochs=1)
+    runs = pd.read_parquet(f"{ws}/comparisons/quality/runs.parquet")
+    assert set(runs["status"]) == {"ok"}
+    splits = read_splits(ws)
+    hashes = read_scores(Workspace(ws), "lapm").to_pandas().set_index("image_id")["content_hash"]
+    assert find_leaks(splits, hashes) == []
+    sizes = splits[splits["part"] == "train"].groupby(["arm", "seed"]).size()
+    for run in runs.itertuples():
+        assert run.num_train == sizes[run.arm, run.seed]
+    tests = splits[splits["part"] == "test"].groupby("seed")["image_id"].apply(frozenset)
+    assert tests[0] != tests[1]
+
+
+@pytest.mark.slow
 def test_vary(ws):
     job = {"workspace": ws, "backbone": "resnet18", **SMALL, "epochs": 1, "removed": (0, 25, 50)}
     summary = run_vary(make_job(VaryJob, job))
