@@ -44,16 +44,19 @@ class OcclusionMap:
 
     Attributes:
         name: of the class.
-        probability: of the class, with nothing covered.
-        lowest: its probability with that square covered which it owes most to.
-        falls: (GRID, GRID) by how much its log-odds fall, in nats, when the square around a place
-            is covered; negative where they rise.
+        log_odds: of the class against all others, in nats, with nothing covered.
+        falls: (GRID, GRID) by how much they fall when the square around a place is covered;
+            negative where they rise.
     """
 
     name: str
-    probability: float
-    lowest: float
+    log_odds: float
     falls: Floats
+
+    @property
+    def probability(self) -> float:
+        """That of the class, with nothing covered."""
+        return float(special.expit(self.log_odds))
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,6 @@ def map_occlusion(
     maps = []
     for name in names:
         place = classes.index(name)
-        probability, lowest = special.expit([whole[place], covered[..., place].min()])
         falls = whole[place] - covered[..., place]
-        maps.append(OcclusionMap(name, float(probability), float(lowest), falls))
+        maps.append(OcclusionMap(name, float(whole[place]), falls))
     return maps

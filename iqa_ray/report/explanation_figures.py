@@ -86,8 +86,12 @@ def _draw_image(axes: Axes, explanation: Explanation) -> None:
 def _draw_map(axes: Axes, pixels: Pixels, drawn: OcclusionMap, label: str) -> None:
     axes.imshow(blend(pixels, drawn.falls))
     kind = "right" if drawn.name == label else "wrong"
-    change = f"{_percent(drawn.probability)} → {_percent(drawn.lowest)}"
-    _finish(axes, [f"for {_cut(drawn.name, _LABEL_CHARACTERS)} ({kind})", change])
+    lowest = drawn.log_odds - drawn.falls.max()
+    lines = [
+        f"for {_cut(drawn.name, _LABEL_CHARACTERS)} ({kind})",
+        f"{_percent(drawn.probability)}, log-odds {drawn.log_odds:.1f} → {lowest:.1f}",
+    ]
+    _finish(axes, lines)
 
 
 def blend(pixels: Pixels, falls: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -132,9 +136,9 @@ def _add_legend(figure: Figure) -> None:
 
     style: dict[str, Any] = {"fontsize": 9, "frameon": False, "handlelength": 1.2}
     handles = [
-        Patch(color=_FOR, label="speaks for the class: covered, its probability falls"),
-        Patch(color=_AGAINST, label="speaks against it: covered, its probability rises"),
-        Patch(alpha=0, label="p → q: probability, and the least with one square covered"),
+        Patch(color=_FOR, label="for the class: covered, its log-odds fall"),
+        Patch(color=_AGAINST, label="against it: covered, they rise"),
+        Patch(alpha=0, label="a → b: log-odds, and the least with a square covered"),
     ]
     figure.legend(handles=handles, loc="lower center", ncols=3, **style)
 

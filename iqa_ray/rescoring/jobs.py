@@ -139,7 +139,10 @@ def _vote(workspace: Workspace, night: Night, job: RescoreJob) -> dict[str, Any]
     if not workspace.has(CUTOFFS_FILE):
         log("no cut-offs yet, so no vote: `iqa-ray cutoffs` learns them")
         return {**without, "alerts": alerts}
-    chosen = {**_last_settings(workspace, "select", job), "link": None, "copy_files": False}
+    chosen = {
+        **_last_settings(workspace, "select", job),
+        "link": None, "copy_files": False, "figures": False,
+    }  # fmt: skip
     try:
         summary = run_select(make_job(SelectJob, chosen))
     except OutdatedCutoffError as error:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from iqa_ray.images.source import ImageSource
+from iqa_ray.predictions.explanations import explain_pairs
+from iqa_ray.predictions.predictor import model_file
+from iqa_ray.predictions.table import PREDICTIONS_FILE
+from iqa_ray.progress import log
+from iqa_ray.report.explanation_figures import draw_explanations
 from iqa_ray.report.selection_figures import CutoffPanel, draw_coverage, draw_cutoffs
 from iqa_ray.scoring.tables import ListedScores, find_spec, scored_metrics
 from iqa_ray.selection.confidence import Relation, relate_confidence
@@ -30,6 +37,7 @@ CONFIDENCE_FILE = "confidence.json"
 CUTOFFS_FIGURE = "cutoffs.png"
 RISK_COVERAGE_FILE = "risk_coverage.parquet"
 RISK_COVERAGE_FIGURE = "risk_coverage.png"
+EXPLANATIONS_FIGURE = "explanations.png"
 
 
 def write_confidence(
@@ -151,6 +159,49 @@ def write_coverage(
     workspace.write_frame(RISK_COVERAGE_FILE, curves, RISK_COVERAGE_SCHEMA)
     write_bytes(workspace.location / RISK_COVERAGE_FIGURE, draw_coverage(curves, areas, kept))
     return areas
+
+
+def write_explanations(
+    workspace: Workspace,
+    scores: ListedScores,
+    judged: pd.DataFrame,
+    ranks: Floats,
+    voters: Sequence[str],
+) -> int:
+    """Write `explanations.png`: what answers rest on, at high and at low quality.
+
+    Where there is nothing to show, a note says why.
+
+    Args:
+        scores, judged, ranks: as `write_coverage` takes them; judged with the selection's columns.
+        voters: metrics whose scores are shown.
+
+    Returns:
+        The number of classes that it shows.
+    """
+    key = (workspace.read_record(PREDICTIONS_FILE) or {}).get("model")
+    if key is None or not workspace.has(model_file(key)):
+        log(
+            f"no {EXPLANATIONS_FIGURE}: it needs predictions of a classifier that this workspace "
+            f"keeps: run `iqa-ray predict --workspace {workspace} --backbone NAME`"
+        )
+        return 0
+    source = ImageSource.from_record(scores.record)
+    images = judged.assign(quality=ranks[judged["row"].to_numpy(int)])
+    pairs = explain_pairs(workspace, key, source, images, voters)
+    if not pairs:
+        log(
+            f"no {EXPLANATIONS_FIGURE}: no class has both a kept image that is classified rightly "
+            "and a rejected one that is classified wrongly"
+        )
+        return 0
+    write_bytes(workspace.location / EXPLANATIONS_FIGURE, draw_explanations(pairs))
+    return len(pairs)
+
+
+def remove_explanations(workspace: Workspace) -> None:
+    """Remove `explanations.png`, which is of another selection."""
+    _remove(workspace, EXPLANATIONS_FIGURE)
 
 
 def _remove(workspace: Workspace, *names: str) -> None:

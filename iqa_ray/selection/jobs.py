@@ -22,7 +22,13 @@ from iqa_ray.selection.balance import (
 )
 from iqa_ray.selection.crossfit import PARTS, keep_by_folds, measure_accuracy
 from iqa_ray.selection.cutoffs import Cutoff
-from iqa_ray.selection.evidence import write_confidence, write_coverage
+from iqa_ray.selection.evidence import (
+    EXPLANATIONS_FIGURE,
+    remove_explanations,
+    write_confidence,
+    write_coverage,
+    write_explanations,
+)
 from iqa_ray.selection.fitting import (
     CUTOFFS_FILE,
     FittedCutoffs,
@@ -173,7 +179,8 @@ def _note(entry: dict[str, Any]) -> str:
 
 def run_select(job: SelectJob) -> dict[str, Any]:
     """Vote and write `selection.parquet`, `kept.csv`, `class_balance.parquet` and, with
-    predictions, `risk_coverage.parquet` and `.png`; returns the run's summary.
+    predictions, `risk_coverage.parquet` and `.png`; returns the run's summary. With `figures`
+    `explanations.png` is written as well; that of an earlier vote is removed.
 
     Raises:
         UsageError: no images, scores or cut-offs, a cut-off of another version of the scores, or
@@ -198,6 +205,7 @@ def run_select(job: SelectJob) -> dict[str, Any]:
         write_cutoffs(workspace, fitted, str(other))
         write_confidence(workspace, FittedCutoffs({}))  # that of before was of other cut-offs
     workspace.prepare()
+    remove_explanations(workspace)
     values = {name: cutoff.value for name, cutoff in cutoffs.items()}
     write_selection(workspace, selection, job.rule, values)
     workspace.write_text(KEPT_FILE, list_kept(selection))
@@ -215,6 +223,9 @@ def run_select(job: SelectJob) -> dict[str, Any]:
         num_linked = link_kept(selection, job.link, copy=job.copy_files, options=options)
     for warning in describe_imbalance(balance):
         log(warning)
+    num_explained = 0
+    if job.figures:
+        num_explained = write_explanations(workspace, scores, judged, ranks, list(cutoffs))
     return {
         "num_images": len(selection),
         "num_kept": num_kept,
@@ -222,6 +233,7 @@ def run_select(job: SelectJob) -> dict[str, Any]:
         "num_unscored": int(selection[list(cutoffs)].isna().any(axis=1).sum()),
         "num_saved": num_kept - int(voted["keep"].sum()),
         "num_linked": num_linked,
+        "num_explained": num_explained,
         **_measure(workspace, judged, cutoffs, job.rule),
         "augrc": areas,
         "metrics": list(cutoffs),
@@ -355,6 +367,11 @@ def describe_selection(summary: dict[str, Any]) -> str:
         lines.append(f"AUGRC (lower is better): {areas}")
     if summary["num_linked"]:
         lines.append(f"linked: {summary['num_linked']:,} images")
+    if summary["num_explained"]:
+        lines.append(
+            f"answers explained for {summary['num_explained']} classes: "
+            f"{summary['workspace']}/{EXPLANATIONS_FIGURE}"
+        )
     return "\n".join(lines)
 
 

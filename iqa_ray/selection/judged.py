@@ -34,7 +34,7 @@ def read_judged(workspace: Workspace, scores: ListedScores) -> pd.DataFrame:
     an image on which the user's model was trained (`split` is `train`).
 
     Returns:
-        image_id, content_hash, correct, confidence, probability_true.
+        image_id, content_hash, predicted, correct, confidence, probability_true.
 
     Raises:
         UsageError: there are no predictions.
@@ -66,9 +66,9 @@ def read_judged(workspace: Workspace, scores: ListedScores) -> pd.DataFrame:
             f"{is_trained.sum():,} predictions are of images with split=train, which the model "
             "may know by heart, and do not count"
         )
-    columns = ["image_id", "content_hash", "correct", "confidence", "probability_true"]
+    columns = ["image_id", "content_hash", "predicted", "correct", "confidence"]
     judged = predictions[is_judged & ~is_trained]
-    return judged.reindex(columns=columns).reset_index(drop=True)
+    return judged.reindex(columns=[*columns, "probability_true"]).reset_index(drop=True)
 
 
 def deal_folds(judged: pd.DataFrame, scores: ListedScores, group: str | None, seed: int) -> None:

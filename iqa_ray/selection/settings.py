@@ -108,5 +108,11 @@ class SelectJob(WorkspaceJob):
         description="also make this folder of links to the kept images, for ImageFolder",
     )
     copy_files: bool = Field(default=False, description="with --link: copy instead of linking")
+    figures: bool = Field(
+        default=False,
+        description="also draw explanations.png: what the answers of the classifier of `predict "
+        "--backbone` rest on, for a kept and a rejected image of up to three classes; takes "
+        "seconds to minutes",
+    )
 
     _metrics = field_validator("metrics")(_drop_repeated)
