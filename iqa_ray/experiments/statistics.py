@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
 from scipy import stats
 
 from iqa_ray.experiments.splits import HIGH, REMOVED
-from iqa_ray.selection.significance import adjust_holm
-
-Floats = NDArray[np.float64]
+from iqa_ray.selection.significance import Floats, adjust_holm
 
 MEASURES = ("accuracy", "auc")
 _TESTS = {"t": "paired t", "wilcoxon": "Wilcoxon"}

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from iqa_ray.report.figures import to_png
 from iqa_ray.selection.confidence import Bin
 from iqa_ray.selection.coverage import CONFIDENCE, RANDOM, VOTE
+from iqa_ray.selection.significance import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Floats = NDArray[np.float64]
 
 _CORRECT, _INCORRECT, _LOW = "#0072B2", "#D55E00", "#e9e9e9"
 _INTERVAL = "#9a9a9a"

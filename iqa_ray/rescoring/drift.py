@@ -18,9 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from iqa_ray.selection.significance import bound_share
-
-Floats = NDArray[np.float64]
+from iqa_ray.selection.significance import Floats, bound_share
 
 MIN_SCORES = 20  # on either side: with fewer there is nothing to compare
 _SMOOTHING = 0.5  # added to each bin's count, so that an empty bin has a logarithm

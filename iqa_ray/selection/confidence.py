@@ -14,9 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from iqa_ray.selection.significance import bound_share
-
-Floats = NDArray[np.float64]
+from iqa_ray.selection.significance import Floats, bound_share
 
 MIN_IMAGES = 10  # with fewer there is no correlation worth an interval
 _Z = float(stats.norm.ppf(0.975))  # of the 95% intervals

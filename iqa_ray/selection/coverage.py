@@ -22,9 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy import integrate
 
-from iqa_ray.selection.significance import bound_share
-
-Floats = NDArray[np.float64]
+from iqa_ray.selection.significance import Floats, bound_share
 
 RISK_COVERAGE_SCHEMA = pa.schema(
     [

@@ -22,8 +22,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from scipy.stats import rankdata
 
 from iqa_ray.errors import UsageError
-from iqa_ray.selection.densities import Curves, Floats
+from iqa_ray.selection.densities import Curves
 from iqa_ray.selection.settings import Bandwidth, Scale, Weighting
+from iqa_ray.selection.significance import Floats
 
 Direction = Literal["higher_is_better", "lower_is_better"]
 

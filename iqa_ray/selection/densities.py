@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from iqa_ray.selection.settings import Bandwidth, Weighting
+from iqa_ray.selection.significance import Floats
 
-Floats = NDArray[np.float64]
 # images of one class in each cell of a grid, whole or shared between cells
 Masses = NDArray[Any]
 

@@ -28,10 +28,9 @@ from iqa_ray.selection.coverage import (
 from iqa_ray.selection.cutoffs import Cutoff, tabulate_densities
 from iqa_ray.selection.fitting import FittedCutoffs
 from iqa_ray.selection.settings import Weighting
+from iqa_ray.selection.significance import Floats
 from iqa_ray.storage.files import delete_file, write_bytes
 from iqa_ray.storage.workspace import Workspace
-
-Floats = NDArray[np.float64]
 
 CONFIDENCE_FILE = "confidence.json"
 CUTOFFS_FIGURE = "cutoffs.png"

@@ -55,8 +55,8 @@ from numpy.typing import NDArray
 from scipy.stats import binom, norm
 
 from iqa_ray.errors import UsageError
+from iqa_ray.selection.significance import Floats
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _NUM_LEVELS = 100
