@@ -300,9 +300,7 @@ def compute_features(
 
 
 @torch.inference_mode()
-def predict_logits(
-    model: Classifier, pixels: Pixels, batch_size: int = 32
-) -> NDArray[np.float32]:
+def predict_logits(model: Classifier, pixels: Pixels, batch_size: int = 32) -> NDArray[np.float32]:
     """(n, num_classes) logits for (n, S, S, 3) uint8 RGB.
 
     Raises:
