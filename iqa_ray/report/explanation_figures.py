@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,7 @@ _LEFT_EDGES = (
     _LEFT + 4 * _PANEL + 3 * _GAP + _GROUP_GAP,
 )
 _TITLE_CHARACTERS = 36
-_LABEL_CHARACTERS = 24
+_LABEL_CHARACTERS = 22
 
 
 def draw_explanations(pairs: Sequence[ExplainedPair]) -> bytes:
@@ -74,7 +73,7 @@ def draw_explanations(pairs: Sequence[ExplainedPair]) -> bytes:
 def _draw_image(axes: Axes, explanation: Explanation) -> None:
     axes.imshow(explanation.pixels)
     answer = explanation.maps[0]
-    scores = ", ".join(f"{name} {score:.3g}" for name, score in explanation.scores.items())
+    scores = ", ".join(f"{name} {score:.4g}" for name, score in explanation.scores.items())
     lines = [
         _cut(os.path.basename(explanation.path), _TITLE_CHARACTERS),
         _cut(scores, _TITLE_CHARACTERS),
@@ -89,7 +88,7 @@ def _draw_map(axes: Axes, pixels: Pixels, drawn: OcclusionMap, label: str) -> No
     lowest = drawn.log_odds - drawn.falls.max()
     lines = [
         f"for {_cut(drawn.name, _LABEL_CHARACTERS)} ({kind})",
-        f"{_percent(drawn.probability)}, log-odds {drawn.log_odds:.1f} → {lowest:.1f}",
+        f"{_percent(drawn.probability)}, log-odds {_signed(drawn.log_odds)} → {_signed(lowest)}",
     ]
     _finish(axes, lines)
 
@@ -152,5 +151,10 @@ def _percent(share: float) -> str:
     return f"{share:.0%}"
 
 
+def _signed(value: float) -> str:
+    return f"{value:.1f}".replace("-", "−")
+
+
 def _cut(text: str, width: int) -> str:
-    return textwrap.fill(text, width, max_lines=1, placeholder="…")
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"

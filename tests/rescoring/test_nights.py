@@ -151,16 +151,18 @@ def test_a_refit_needs_predictions(desk):
     assert not Path(desk.ws, "history").exists()
 
 
-def test_at_night_metrics_vote_as_in_the_last_select(desk, tmp_path):
+def test_at_night_metrics_vote_as_in_the_last_select(desk, tmp_path, capfd):
     desk.put("a/0.bmp", 10, 90)
     desk.put("a/1.bmp", 90, 90)
     desk.score("lapm", "wavs")
     desk.cutoffs(cutoff={"lapm": 50, "wavs": 50})
-    desk.select(rule="any", link=str(tmp_path / "kept"), copy_files=True)
+    desk.select(rule="any", link=str(tmp_path / "kept"), copy_files=True, figures=True)
+    assert "explanations.png" in capfd.readouterr().err  # which cannot be drawn
     desk.put("b/2.bmp", 90, 90)
     summary = desk.rescore()
     assert (summary["num_kept"], summary["num_rejected"]) == (2, 1)  # by majority three are kept
     assert not (tmp_path / "kept" / "b").exists()  # a night makes no links
+    assert "explanations.png" not in capfd.readouterr().err  # nor figures
 
 
 def test_a_cutoff_of_another_version_is_refused_and_at_night_an_alert_without_a_vote(
