@@ -142,6 +142,7 @@ def _vote(workspace: Workspace, night: Night, job: RescoreJob) -> dict[str, Any]
     chosen = {
         **_last_settings(workspace, "select", job),
         "link": None, "copy_files": False, "figures": False,
+        "cutoffs_from": None,  # they were copied, and a refit replaces them
     }  # fmt: skip
     try:
         summary = run_select(make_job(SelectJob, chosen))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,23 @@ def test_a_refit_learns_other_cutoffs_and_keeps_the_old_ones_dated(desk):
     assert [json.loads(c) for c in desk.runs()["cutoffs"]][1] == summary["cutoffs"]
     assert list(desk.runs()["num_kept"]) == [34, 14]
     assert list(desk.runs()["status"]) == ["ok", "ok"]
+
+
+def test_a_night_votes_with_the_cutoffs_that_were_copied_from_another_workspace(desk, tmp_path):
+    other = Desk(tmp_path / "other")
+    judged = put_group(other, "x", range(104, 152, 8), 100.5)
+    other.score("lapm")
+    other.predict(judged)
+    other.cutoffs(min_wrong=5, scale="raw")
+    mine = put_group(desk, "y", range(64, 112, 4), 60)
+    desk.score("lapm")
+    desk.select(cutoffs_from=other.ws)
+    shutil.rmtree(other.ws)  # it need not be there any more
+    assert desk.rescore()["num_rejected"] == desk.select()["num_rejected"] > 0
+    desk.predict(mine)
+    desk.cutoffs(scale="raw")
+    assert desk.rescore(refit=True)["alerts"] == []
+    assert desk.values()["lapm"] == pytest.approx(60, abs=8)
 
 
 def test_a_refit_fits_as_the_last_cutoffs_did(desk):
