@@ -137,7 +137,8 @@ def test_the_classes_with_most_rejected_mistakes_are_shown_and_three_at_most():
     for label, num_wrong in [("d", 2), ("b", 1), ("e", 4), ("a", 1), ("c", 5)]:
         if label != "c":  # the most mistakes, and nothing to lay beside them
             rows.append((f"{label}-high", label, 9.0, True, True))
-        rows += [(f"{label}-low{n}", label, float(n), False, False) for n in range(num_wrong)]
+        worst = 5.0 if label == "a" else 0.0  # b's comes before a's, which is as many
+        rows += [(f"{label}-low{n}", label, worst + n, False, False) for n in range(num_wrong)]
     assert [label for label, *_ in name_images(tabulate(*rows))] == ["e", "d", "a"]
 
 

@@ -86,9 +86,9 @@ def test_pictures_are_square_and_beside_each_other(drawn):
 
 
 def test_names_are_drawn_as_they_are_and_long_ones_cut(drawn):
-    draw_explanations([make_pair("$x_1$ \\frac{", "a" * 60)])
+    draw_explanations([make_pair("$\\frac{$", "a" * 60)])
     (figure,) = drawn
-    assert "answer $x_1$ \\frac{, 95%" in titles_of(figure)[0]
+    assert "answer $\\frac{$, 95%" in titles_of(figure)[0]
     assert f"answer {'a' * 21}…, 50%" in titles_of(figure)[2]
     pair = make_pair()
     draw_explanations([replace(pair, high=replace(pair.high, path=f"/x/{'n' * 80}.jpg"))])
