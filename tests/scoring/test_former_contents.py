@@ -73,3 +73,4 @@ def test_without_the_file_no_score_of_different_contents_stays(desk, monkeypatch
         desk.score("wavs")
     desk.score("lapm", "wavs")
     assert sorted(desk.scored) == [("lapm", "0.bmp"), ("wavs", "0.bmp")]
+    assert list(desk.frame("lapm", "wavs")["lapm"]) == [20]
