@@ -167,7 +167,7 @@ class Sequences(RuleBasedStateMachine):
         self.note_file(name)
 
     def note_file(self, name: str) -> None:
-        self.seen[name][self.stat(name)].add(hash_content((self.photos / name).read_bytes()))
+        self.seen[name][self.stat(name)].add(self.hash_present(name))
 
     def name_of(self, path: str) -> str:
         return path.removeprefix(f"{self.photos}/")
@@ -294,10 +294,8 @@ class Sequences(RuleBasedStateMachine):
         self.make_trouble(trouble)
         done = self.command(run_score, ScoreJob, shard_size=2, **given)
         self.return_files()
-        # what had a row of the present size and time is not scored again
         for metric, name in self.names_of_scored():
-            is_known = (metric, name) in before and before[metric, name] == self.stat(name)
-            assert not is_known, f"{metric} of {name} was scored for nothing"
+            assert (metric, name) not in before, f"{metric} of {name} was scored for nothing"
         if done is not None:
             frame = scores_frame(Workspace(self.ws), given["metrics"])
             assert not (frame["status"] == "unscored").any(), frame
@@ -323,22 +321,26 @@ class Sequences(RuleBasedStateMachine):
     def names_of_scored(self) -> set[tuple[str, str]]:
         return {(metric, self.name_of(path)) for metric, path in self.scored}
 
-    def known(self) -> dict[tuple[str, str], Stat]:
-        """Size and time of the listed images that have a score, by metric and name."""
+    def known(self) -> set[tuple[str, str]]:
+        """Metric and name of images that have a score of the present size, time and content."""
         listing, workspace = self.listing(), Workspace(self.ws)
         if listing is None or not (names := scored_metrics(workspace)):
-            return {}
-        frame = scores_frame(workspace, names)
+            return set()
         assert self.deep_settings or "musiq" not in names
         if self.settings_in(find_spec(workspace, "musiq").version) != self.deep_settings:
             names = [name for name in names if name != "musiq"]  # other settings from now on
-        stats = zip(frame["path"], listing["size_bytes"], listing["mtime_ns"], strict=True)
-        return {
-            (metric, self.name_of(path)): (size, time_ns)
-            for (path, size, time_ns), (_, row) in zip(stats, frame.iterrows(), strict=True)
-            for metric in names
-            if pd.notna(row[metric])
-        }
+        found = set()
+        for metric in names:
+            frame = scores_frame(workspace, [metric])
+            for row, score in zip(listing.itertuples(), frame.itertuples(), strict=True):
+                name = self.name_of(row.path)
+                is_present = self.stat(name) == (row.size_bytes, row.mtime_ns)
+                if is_present and score.content_hash == self.hash_present(name):
+                    found.add((metric, name))
+        return found
+
+    def hash_present(self, name: str) -> str:
+        return hash_content((self.photos / name).read_bytes())
 
     @staticmethod
     def settings_in(version: str) -> tuple[str, int | None]:
@@ -367,7 +369,7 @@ class Sequences(RuleBasedStateMachine):
         for row in listing.itertuples():
             name = self.name_of(row.path)
             if self.stat(name) == (row.size_bytes, row.mtime_ns) and not self.is_ambiguous(name):
-                content = hash_content((self.photos / name).read_bytes())
+                content = self.hash_present(name)
                 rows.append((name, said.get(content, "a")))
         file = self.folder / "mine.csv"
         pd.DataFrame(rows, columns=["path", "predicted"]).to_csv(file, index=False)
@@ -505,7 +507,7 @@ class Sequences(RuleBasedStateMachine):
             stat = self.stat(name)
             if stat is None or stat[0] != row.size_bytes or self.is_ambiguous(name):
                 continue
-            if content_hash == hash_content((self.photos / name).read_bytes()):
+            if content_hash == self.hash_present(name):
                 key = (row.image_id, content_hash)
                 found |= {(m, name) for m in names if key in self.rows_on_disk(m)}
         return found

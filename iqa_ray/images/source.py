@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from iqa_ray.storage.object_stores import UnansweredError
 
 # an object store answers slowly and many at a time
 _REMOTE_READERS, _REMOTE_AHEAD = 8, 32
+_HASH_READERS, _HASHED_AHEAD = 8, 64
 
 
 @dataclass(frozen=True)
@@ -107,3 +108,7 @@ class ImageSource:
         """
         data = self._try_read(path)
         return None if isinstance(data, ImageError) else hash_content(data)
+
+    def hash_each(self, paths: Iterable[str]) -> Iterator[str | None]:
+        """The content hash of each image in order, read ahead. As `hash`."""
+        return run_ahead(self.hash, paths, _HASH_READERS, _HASHED_AHEAD)

@@ -10,7 +10,6 @@ import pyarrow as pa
 from pyarrow import compute as pc
 
 from iqa_ray.images.listing import Listing
-from iqa_ray.images.prefetch import run_ahead
 from iqa_ray.images.settings import LabelMode
 from iqa_ray.images.source import ImageSource
 from iqa_ray.rescoring.changes import (
@@ -32,7 +31,6 @@ from iqa_ray.storage.files import locate
 from iqa_ray.storage.workspace import Workspace
 
 CLASSES = ("new", "changed", "moved", "deleted", "retouched", "unchanged")
-_NUM_READERS, _NUM_AHEAD = 8, 64
 _STATUS = pa.schema([SCORES_SCHEMA.field("status")])
 
 
@@ -109,7 +107,7 @@ def _find_hashes(
     )
     for image_id in known.column("image_id").to_pylist() if paths else ():
         paths.pop(image_id, None)
-    found = list(run_ahead(source.hash, paths.values(), _NUM_READERS, _NUM_AHEAD))
+    found = list(source.hash_each(paths.values()))
     read = pa.table(
         [pa.array(list(paths), pa.string()), pa.array(found, pa.string())], known.schema
     )

@@ -20,7 +20,13 @@ from iqa_ray.images.source import ImageSource
 from iqa_ray.metrics.spec import DEFAULT_METRICS
 from iqa_ray.progress import log
 from iqa_ray.scoring.cpu_scorer import MakeScorer, ScoringRun, ShardScorer
-from iqa_ray.scoring.planning import DeepSettings, Group, find_missing_scores, make_groups
+from iqa_ray.scoring.planning import (
+    DeepSettings,
+    Group,
+    drop_former_contents,
+    find_missing_scores,
+    make_groups,
+)
 from iqa_ray.scoring.settings import ScoreJob
 from iqa_ray.scoring.spreading import GroupWork, spread_groups, summarise_models
 from iqa_ray.scoring.tables import (
@@ -66,6 +72,7 @@ def run_score(
     if recorded is None:
         workspace.record_config("score", job)
     listed = ListedScores(workspace, listing.table)
+    drop_former_contents(workspace, listed, source)
     missing = find_missing_scores(workspace, groups, listed)
     num_images = listing.table.num_rows
     num_to_score = int(np.column_stack(list(missing.values())).any(axis=1).sum()) if missing else 0

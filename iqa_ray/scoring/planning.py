@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyarrow import compute as pc
 
 from iqa_ray.cluster import connection
 from iqa_ray.cluster.capacity import PoolPlan, Resources, share_nodes
+from iqa_ray.images.source import ImageSource
 from iqa_ray.metrics.deep import make_version
 from iqa_ray.metrics.spec import MetricSpec, Precision, get_spec
 from iqa_ray.progress import log
 from iqa_ray.scoring.cpu_scorer import Shard
 from iqa_ray.scoring.settings import ScoreJob
-from iqa_ray.scoring.tables import ListedScores, find_spec, open_parts, scored_metrics
+from iqa_ray.scoring.tables import HASH_SCHEMA, ListedScores, list_score_parts, open_parts
 from iqa_ray.storage.parts import find_missing
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.weights.metric_files import Weights
@@ -70,21 +72,33 @@ def make_groups(job: ScoreJob, recorded: DeepSettings) -> list[Group]:
     return groups
 
 
+def drop_former_contents(workspace: Workspace, listed: ListedScores, source: ImageSource) -> None:
+    """Where the metrics of an image saw different contents, leave only rows of the present one.
+
+    The others are of a file that was replaced without another size or time. They go at every
+    version, since a later run may ask for an earlier version again.
+    """
+    is_mixed = listed.find_mixed()
+    if not is_mixed.any():
+        return
+    log(f"{is_mixed.sum():,} images have scores of different contents; scoring former ones again")
+    images, fingerprints = listed.images.filter(pa.array(is_mixed)), listed.fingerprints[is_mixed]
+    ids = images.column("image_id").combine_chunks()
+    present = pa.array(source.hash_each(images.column("path").to_pylist()), pa.string())
+    for parts in list_score_parts(workspace):
+        hashes = parts.read_listed(fingerprints, HASH_SCHEMA).column("content_hash")
+        is_former = pc.fill_null(pc.not_equal(hashes, present), True).combine_chunks()
+        parts.drop_stale(ids.filter(is_former), fingerprints[~is_former.to_numpy(False)])
+
+
 def find_missing_scores(
     workspace: Workspace, groups: Sequence[Group], listed: ListedScores
 ) -> Missing:
     """What has to be scored; groups that lack nothing are left out.
 
-    Rows of images that changed are removed, and so are all rows of an image whose metrics saw
-    different contents: some of them are of a file that was replaced without another size or time.
+    Rows of images that changed are removed.
     """
     ids = listed.images.column("image_id").combine_chunks()
-    is_mixed = listed.find_mixed()
-    if is_mixed.any():
-        log(f"{is_mixed.sum():,} images have scores of different contents; scoring again")
-        for name in scored_metrics(workspace):
-            parts = open_parts(workspace, find_spec(workspace, name))
-            parts.drop_stale(ids.filter(pa.array(is_mixed)), listed.fingerprints[~is_mixed])
     missing = {
         group: np.column_stack(
             [_find_missing_rows(workspace, spec, ids, listed) for spec in group.specs]

@@ -21,7 +21,7 @@ from iqa_ray.storage.files import list_files
 from iqa_ray.storage.lock import hold_lock_briefly
 from iqa_ray.storage.parquet import record_of
 from iqa_ray.storage.parts import Parts, make_fingerprints, mark_missing
-from iqa_ray.storage.workspace import Workspace
+from iqa_ray.storage.workspace import Workspace, list_parts_folders
 
 if TYPE_CHECKING:  # actors, which import this module, need no pandas
     import pandas as pd
@@ -36,6 +36,7 @@ SCORES_SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
+HASH_SCHEMA = pa.schema([SCORES_SCHEMA.field("content_hash")])
 
 UNSCORED: Status = "unscored"
 
@@ -108,6 +109,12 @@ def scored_metrics(workspace: Workspace) -> list[str]:
     """The metrics that have scores at their present version, in the order of the spec table."""
     specs = {**SPECS, **read_specs(workspace)}
     return [name for name, spec in specs.items() if open_parts(workspace, spec).exist()]
+
+
+def list_score_parts(workspace: Workspace) -> list[Parts]:
+    """The parts with scores of all metrics at whatever version."""
+    folders = list_parts_folders(workspace)
+    return [workspace.parts(folder) for folder in folders if folder.startswith("scores/")]
 
 
 def known_metrics(workspace: Workspace) -> list[str]:
@@ -218,9 +225,9 @@ class ListedScores:
         return _mark_mixed(self._list_hashes(), self.images.num_rows)
 
     def _list_hashes(self) -> Iterator[pa.ChunkedArray]:
-        schema = pa.schema([SCORES_SCHEMA.field("content_hash")])
         for name in scored_metrics(self._workspace):
-            yield self._open(name).read_listed(self.fingerprints, schema).column("content_hash")
+            rows = self._open(name).read_listed(self.fingerprints, HASH_SCHEMA)
+            yield rows.column("content_hash")
 
     def _explain_gaps(self, rows: pa.Table, scored_ids: pa.Array) -> pa.Table:
         """Complete the rows of images that have no valid one."""

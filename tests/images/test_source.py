@@ -49,6 +49,7 @@ def test_a_source_lists_and_reads_and_decodes_and_hashes(source, tmp_path):
     assert source.hash(small) == hash_content(data)
     assert source.hash(empty) is None
     assert source.hash(gone) is None
+    assert list(source.hash_each([gone, small])) == [None, hash_content(data)]
 
 
 def test_each_image_is_read_in_order_or_says_what_is_wrong(source, monkeypatch):
