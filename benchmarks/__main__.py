@@ -38,6 +38,8 @@ BENCHMARKS = {
     "driver_memory": Benchmark(takes_images=False),
     "deep": Benchmark(needs=("pyiqa",)),
     "seeds": Benchmark(),
+    "cutoffs": Benchmark(takes_images=False, needs=("cleanvision",)),
+    "cutoff_rule": Benchmark(takes_images=False),
 }
 
 
