@@ -39,6 +39,8 @@ BENCHMARKS = {
     "deep": Benchmark(needs=("pyiqa",)),
     "seeds": Benchmark(),
     "guarantee": Benchmark(takes_images=False, needs=("efficientnet_lite_pytorch",)),
+    "cutoffs": Benchmark(takes_images=False, needs=("cleanvision",)),
+    "cutoff_rule": Benchmark(takes_images=False),
 }
 
 
