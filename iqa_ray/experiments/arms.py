@@ -145,6 +145,9 @@ def note_fitted(workspace: Workspace, splits: Splits, candidates: Candidates) ->
         note = "it is not on record which images the cut-offs were fitted on"
         return replace(splits, notes=[*splits.notes, note])
     folds, origin = read_folds(workspace)
+    if folds.empty:
+        note = "the cut-offs were set by hand: which images they come from is not on record"
+        return replace(splits, notes=[*splits.notes, note])
     is_test = splits.table["part"] == "test"
     tested = candidates.frame["image_id"].isin(splits.table.loc[is_test, "image_id"])
     hashes = candidates.frame.loc[tested, "content_hash"]

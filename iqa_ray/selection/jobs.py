@@ -200,10 +200,7 @@ def run_select(job: SelectJob) -> dict[str, Any]:
     ranks = rank_images(voted, cutoffs)
     selection = keep_best(voted, ranks, job.min_per_class) if job.min_per_class else voted
     if job.cutoffs_from:
-        other = Workspace(job.cutoffs_from)
-        fitted = FittedCutoffs(read_cutoffs(other), read_folds(other)[0])
-        write_cutoffs(workspace, fitted, str(other))
-        write_confidence(workspace, FittedCutoffs({}))  # that of before was of other cut-offs
+        _copy_cutoffs(Workspace(job.cutoffs_from), workspace)
     workspace.prepare()
     remove_explanations(workspace)
     values = {name: cutoff.value for name, cutoff in cutoffs.items()}
@@ -242,6 +239,12 @@ def run_select(job: SelectJob) -> dict[str, Any]:
         **({"certified": certified} if certified else {}),
         "workspace": str(workspace),
     }
+
+
+def _copy_cutoffs(learnt_on: Workspace, workspace: Workspace) -> None:
+    fitted = FittedCutoffs(read_cutoffs(learnt_on), read_folds(learnt_on)[0])
+    write_cutoffs(workspace, fitted, str(learnt_on))
+    write_confidence(workspace, FittedCutoffs({}))  # that of before was of other cut-offs
 
 
 def _vote(scores: ListedScores, cutoffs: Mapping[str, Cutoff], rule: Rule) -> pd.DataFrame:

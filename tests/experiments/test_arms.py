@@ -146,8 +146,13 @@ def test_test_images_that_chose_the_cutoffs_are_counted(selected):
     rows.loc[rows.index[:8], "part"] = "test"
     splits = Splits(rows, ["before"], 0)
     workspace = Workspace(selected.ws)
-    by_hand = note_fitted(workspace, splits, candidates)  # none was fitted
-    assert (by_hand.num_fitted, by_hand.notes) == (0, ["before"])
+    by_hand = note_fitted(workspace, splits, candidates)
+    assert by_hand.num_fitted is None
+    assert by_hand.notes[1].startswith("the cut-offs were set by hand")
+    others = candidates.frame.iloc[20:][["image_id", "content_hash"]].assign(unit="", fold=0)
+    write_folds(workspace, others, selected.ws)
+    clean = note_fitted(workspace, splits, candidates)
+    assert (clean.num_fitted, clean.notes) == (0, ["before"])
     fitted = candidates.frame.iloc[5:20][["image_id", "content_hash"]].assign(unit="", fold=0)
     write_folds(workspace, fitted, "s3://other/ws")
     noted = note_fitted(workspace, splits, candidates)

@@ -222,7 +222,7 @@ def test_the_selection_has_scores_votes_and_reasons(desk, tmp_path):
     assert summary == {
         "num_images": 4, "num_kept": 1, "num_rejected": 3, "num_unscored": 1, "num_linked": 1,
         "metrics": ["lapm", "wavs"], "rule": "any", "cutoffs": {"lapm": 50, "wavs": 60},
-        "cross_fitted": None, "in_sample": None, "num_saved": 0, "augrc": {},
+        "cross_fitted": None, "in_sample": None, "num_explained": 0, "num_saved": 0, "augrc": {},
         "workspace": desk.ws,
     }  # fmt: skip
     table = pd.read_parquet(f"{desk.ws}/selection.parquet")
