@@ -12,7 +12,7 @@ The rule before is that of commit PREVIOUS, read with `git show`, so this needs 
                are one log-sd apart, so the true crossing is at exp(0.8) = 2.226.
   photographs  DIR holds train/, val/ and test/ of the Packages part of the Grocery Store dataset
                (Klasson et al., WACV 2019). A linear head on frozen EfficientNet-Lite0 features at
-               224 px learns from train/; val/ and test/ are predicted, and half of them mildly
+               160 px learns from train/; val/ and test/ are predicted, and half of them mildly
                blurred before (Gaussian, sigma 1 to 2.5 px, drawn from the content). Each rule's
                cut-off is fitted on all predicted images (`value`, in-sample), and on four of five
                folds at a time to vote on the fifth: `rejected`, `right_on_kept` and `youden` are
@@ -152,7 +152,7 @@ def measure_photographs(folder: Path, before: Rule) -> dict[str, Any]:
         cv2.GaussianBlur(image, (0, 0), sigma).astype(np.uint8) if sigma else image
         for image, sigma in zip(images.pixels, sigmas, strict=True)
     ]
-    features = extract_features(pixels, 224)
+    features = extract_features(pixels, 160)
     train, predicted = np.flatnonzero(images.is_train), np.flatnonzero(~images.is_train)
     right = find_correct(features, images.labels, train, lr=1e-3, seed=0)[predicted]
     scores = score_images([pixels[row] for row in predicted])
