@@ -14,10 +14,10 @@ The rule before is that of commit PREVIOUS, read with `git show`, so this needs 
                (Klasson et al., WACV 2019). A linear head on frozen EfficientNet-Lite0 features at
                160 px learns from train/; val/ and test/ are predicted, and half of them mildly
                blurred before (Gaussian, sigma 1 to 2.5 px, drawn from the content). Each rule's
-               cut-off is fitted on all predicted images (`value`, in-sample), and on four of five
-               folds at a time to vote on the fifth: `rejected`, `right_on_kept` and `youden` are
-               cross-fitted. `best_youden` is the largest that any cut-off reaches, which is found
-               knowing all images.
+               cut-off is fitted on all predicted images (`value`, `in_sample`), and on four of
+               five folds at a time to vote on the fifth (`cross_fitted`; a fold without a cut-off
+               is kept). `best_youden` is the largest Youden index that any cut-off reaches, which
+               is found knowing all images.
 """
 
 from __future__ import annotations
@@ -195,14 +195,19 @@ def compare_rules(
         found[name] = {"value": whole.value and round(whole.value, 3), "reason": whole.reason}
         found[name]["folds_with_cutoff"] = num_fitted
         if num_fitted:
-            youden = find_youden(keep, right)
-            found[name] |= {
-                "rejected": round(float((~keep).mean()), 3),
-                "right_on_kept": round(float(right[keep].mean()), 3),
-                "youden": round(youden, 3),
-                "share_of_best": round(youden / best, 3),
-            }
+            found[name]["cross_fitted"] = describe_vote(keep, right, best)
+        if whole.value is not None:
+            found[name]["in_sample"] = describe_vote(~whole.is_low(scores), right, best)
     return found
+
+
+def describe_vote(keep: Bools, right: Bools, best_youden: float) -> dict[str, float]:
+    """What a cut-off rejects, how often the classifier is right on the rest, its Youden index."""
+    return {
+        "rejected": round(float((~keep).mean()), 3),
+        "right_on_kept": round(float(right[keep].mean()), 3),
+        "share_of_best_youden": round(find_youden(keep, right) / best_youden, 3),
+    }
 
 
 def find_youden(keep: Bools, right: Bools) -> float:
