@@ -12,12 +12,12 @@ The rule before is that of commit PREVIOUS, read with `git show`, so this needs 
                are one log-sd apart, so the true crossing is at exp(0.8) = 2.226.
   photographs  DIR holds train/, val/ and test/ of the Packages part of the Grocery Store dataset
                (Klasson et al., WACV 2019). A linear head on frozen EfficientNet-Lite0 features at
-               224 px learns from train/; val/ and test/ are predicted, and half of them mildly
+               160 px learns from train/; val/ and test/ are predicted, and half of them mildly
                blurred before (Gaussian, sigma 1 to 2.5 px, drawn from the content). Each rule's
-               cut-off is fitted on all predicted images (`value`, in-sample), and on four of five
-               folds at a time to vote on the fifth: `rejected`, `right_on_kept` and `youden` are
-               cross-fitted. `best_youden` is the largest that any cut-off reaches, which is found
-               knowing all images.
+               cut-off is fitted on all predicted images (`value`, `in_sample`), and on four of
+               five folds at a time to vote on the fifth (`cross_fitted`; a fold without a cut-off
+               is kept). `best_youden` is the largest Youden index that any cut-off reaches, which
+               is found knowing all images.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def measure_photographs(folder: Path, before: Rule) -> dict[str, Any]:
         cv2.GaussianBlur(image, (0, 0), sigma).astype(np.uint8) if sigma else image
         for image, sigma in zip(images.pixels, sigmas, strict=True)
     ]
-    features = extract_features(pixels, 224)
+    features = extract_features(pixels, 160)
     train, predicted = np.flatnonzero(images.is_train), np.flatnonzero(~images.is_train)
     right = find_correct(features, images.labels, train, lr=1e-3, seed=0)[predicted]
     scores = score_images([pixels[row] for row in predicted])
@@ -195,14 +195,19 @@ def compare_rules(
         found[name] = {"value": whole.value and round(whole.value, 3), "reason": whole.reason}
         found[name]["folds_with_cutoff"] = num_fitted
         if num_fitted:
-            youden = find_youden(keep, right)
-            found[name] |= {
-                "rejected": round(float((~keep).mean()), 3),
-                "right_on_kept": round(float(right[keep].mean()), 3),
-                "youden": round(youden, 3),
-                "share_of_best": round(youden / best, 3),
-            }
+            found[name]["cross_fitted"] = describe_vote(keep, right, best)
+        if whole.value is not None:
+            found[name]["in_sample"] = describe_vote(~whole.is_low(scores), right, best)
     return found
+
+
+def describe_vote(keep: Bools, right: Bools, best_youden: float) -> dict[str, float]:
+    """What a cut-off rejects, how often the classifier is right on the rest, its Youden index."""
+    return {
+        "rejected": round(float((~keep).mean()), 3),
+        "right_on_kept": round(float(right[keep].mean()), 3),
+        "share_of_best_youden": round(find_youden(keep, right) / best_youden, 3),
+    }
 
 
 def find_youden(keep: Bools, right: Bools) -> float:

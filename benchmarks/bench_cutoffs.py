@@ -26,8 +26,9 @@ the worst 5% of each metric; the KDE cut-offs of another set; the set's own KDE 
 certified for a target accuracy on kept images, which asks for a quarter fewer mistakes than the
 judge of a sixth split makes on its judged images. The vote is the majority of all metrics that have
 a cut-off. An arm that has none (no metric has a cut-off, or nothing could be certified) has no
-figures for that split: `num_splits`. Selections are measured on the pool, and the judge's accuracy
-on kept images on the test part, which lies on the side of the judged ones.
+figures for that split: `num_splits`. One that keeps fewer than 32 images trains no classifier:
+`num_trained`. Selections are measured on the pool, and the judge's accuracy on kept images on the
+test part, which lies on the side of the judged ones.
 
 Each arm is measured beside a random subset of the pool of equal size, and once more with 30% of the
 pool's number of images drawn from what it keeps. Intervals are 95% of the paired difference over
@@ -66,6 +67,7 @@ PERCENTILE = 5
 FEWER_MISTAKES = 0.25
 EQUAL_SHARE = 0.3
 LEARNING_RATE = 1e-3
+MIN_KEPT = 32  # fewer are no batch, and train nothing
 ANY_SIDE = ", sides at random"
 
 
@@ -207,12 +209,15 @@ class Split:
         found = {
             "balanced_error": balance_error(keep, damage != ""),
             "rejected": float((~keep).mean()),
-            "judge_right_on_kept": float(self.right[kept_test].mean()),
             **{
                 f"rejected_{kind or 'clean'}": float((~keep)[damage == kind].mean())
                 for kind in np.unique(damage)
             },
         }
+        if len(kept_test):
+            found["judge_right_on_kept"] = float(self.right[kept_test].mean())
+        if len(kept) < MIN_KEPT:
+            return found
         right = self.heads.find_correct(kept, self.seed)[test]
         is_clean = self.data.damage[test] == ""
         found["accuracy"] = float(right.mean())
@@ -241,7 +246,8 @@ def summarise(
         values = frame[name].dropna()
         deviation = None if len(values) < 2 else round(float(values.std()), 4)
         found[str(name)] = {"mean": round(float(values.mean()), 4), "sd": deviation}
-    if found["num_splits"] > 1:
+    found["num_trained"] = int(frame["accuracy"].count()) if "accuracy" in frame else 0
+    if found["num_trained"] > 1:
         found["minus_random"] = bound_difference(frame["accuracy"] - frame["accuracy_random"])
         found["minus_all"] = bound_difference(frame["accuracy"] - whole["accuracy"])
         if "accuracy_equal" in frame:
@@ -337,7 +343,7 @@ def main() -> None:
             damaged = damage_images(f"packages, {name}", packages, kinds, (2, 3, 4, 5), 160)
             sets += [damaged, deal_sides(damaged)]
     if arguments.cifar:
-        cifar = read_folders(arguments.cifar, [("train", 3600), ("test", 2400)])
+        cifar = read_folders(arguments.cifar, [("train", 1800), ("test", 1200)])
         for name, kinds in (("blur", BLURS), ("mixed", MIXED)):
             sets.append(damage_images(f"cifar, {name}", cifar, kinds, (1, 2, 3), 96))
     print_result({"topic": "cutoffs", "splits": NUM_SPLITS, "sets": measure_sets(sets)})
