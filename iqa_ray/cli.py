@@ -115,6 +115,30 @@ COMMANDS = {
         "iqa-ray vary --workspace ws --backbone efficientnet_lite0 --freeze-backbone "
         "--removed 0,25,50",
     ),
+    "distortions train": Command(
+        "iqa_ray.distortion_types.settings", "TrainTypesJob",
+        "iqa_ray.distortion_types.jobs", "run_train", "describe_train",
+        "train a network to say what is wrong with an image",
+        "iqa-ray distortions train --synthesise-from photos --workspace ws\n"
+        "iqa-ray distortions train live --workspace ws --seeds 0,1,2,3,4 --class-weights\n"
+        "iqa-ray distortions train --synthesise-from photos --workspace ws "
+        "--network efficientnet_lite0",
+    ),
+    "distortions evaluate": Command(
+        "iqa_ray.distortion_types.settings", "EvaluateTypesJob",
+        "iqa_ray.distortion_types.jobs", "run_evaluate", "describe_evaluate",
+        "how often does it name the distortion rightly?",
+        "iqa-ray distortions evaluate labelled.csv --workspace ws\n"
+        "iqa-ray distortions evaluate --synthesise-from others --mix balanced --workspace ws "
+        "--model ws/distortion_types/model.safetensors",
+    ),
+    "distortions apply": Command(
+        "iqa_ray.distortion_types.settings", "ApplyTypesJob",
+        "iqa_ray.distortion_types.jobs", "run_apply", "describe_apply",
+        "say of every scored image what is wrong with it, and how badly",
+        "iqa-ray distortions apply --workspace ws\n"
+        "iqa-ray distortions apply --workspace ws --model ws/distortion_types/model.safetensors",
+    ),
     "rescore": Command(
         "iqa_ray.rescoring.settings", "RescoreJob",
         "iqa_ray.rescoring.jobs", "run_rescore", "describe_rescore",
@@ -194,6 +218,9 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         parser.print_help(sys.stderr)
         return UNUSABLE
+    # a command of a group has two words, such as `distortions train`
+    if any(name.startswith(f"{arguments[0]} ") for name in COMMANDS):
+        arguments = [" ".join(arguments[:2]), *arguments[2:]]
     chosen = parser.parse_args(arguments[:1])
     command = COMMANDS[chosen.command]
     model = command.load_job()
@@ -247,7 +274,7 @@ def _stdout_sent_to_stderr() -> Iterator[None]:
 
 
 def _list_commands() -> str:
-    lines = [f"  {name:10} {command.summary}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:20} {command.summary}" for name, command in COMMANDS.items()]
     return "commands:\n" + "\n".join(lines) + "\n\n`iqa-ray COMMAND --help` shows its settings."
 
 

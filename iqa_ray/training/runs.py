@@ -26,7 +26,13 @@ from iqa_ray.training.evaluation import (
     measure_loss,
 )
 from iqa_ray.training.inputs import Inputs
-from iqa_ray.training.loop import DivergedError, Trainer, start_training
+from iqa_ray.training.loop import (
+    DivergedError,
+    Trainer,
+    find_classes,
+    split_severity,
+    start_training,
+)
 from iqa_ray.training.recipe import Recipe
 
 Result = dict[str, Any]
@@ -36,7 +42,8 @@ Result = dict[str, Any]
 class Run:
     """A classifier to be trained and tested; the rows of each part are those of the inputs.
 
-    `key` says what the run depends on, `arm` what its training images are.
+    `key` says what the run depends on, `arm` what its training images are. With `keep_model` the
+    classifier of its best epoch is kept beside the result.
     """
 
     key: str
@@ -45,6 +52,7 @@ class Run:
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
     test: NDArray[np.int64]
+    keep_model: bool = False
 
     @property
     def name(self) -> str:
@@ -85,12 +93,22 @@ class RunFiles:
         return state
 
     def write_checkpoint(self, run: Run, state: dict[str, Any]) -> None:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_bytes(self._checkpoint(run), buffer.getvalue())
+        write_bytes(self._checkpoint(run), _to_bytes(state))
+
+    def read_model(self, run: Run) -> dict[str, Tensor]:
+        """The state of a finished run's classifier at its best epoch."""
+        data = read_whole(self._model(run))
+        state: dict[str, Tensor] = torch.load(
+            io.BytesIO(data), map_location="cpu", weights_only=True
+        )
+        return state
+
+    def write_model(self, run: Run, state: dict[str, Tensor]) -> None:
+        write_bytes(self._model(run), _to_bytes(state))
 
     def forget(self, run: Run) -> None:
         """Remove what there is of a run."""
+        delete_file(self._model(run))
         delete_file(self._result(run))
         delete_file(self._checkpoint(run))
 
@@ -99,6 +117,15 @@ class RunFiles:
 
     def _checkpoint(self, run: Run) -> Location:
         return self._folder / f"checkpoints/{run.key}.pt"
+
+    def _model(self, run: Run) -> Location:
+        return self._folder / f"models/{run.key}.pt"
+
+
+def _to_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def train_run(
@@ -155,12 +182,18 @@ def train_run(
             break
         if is_best:
             best = {**(last or {}), "rank": rank, "epoch": epoch}
+            if run.keep_model:
+                state_now = trainer.model.state_dict()
+                best["model"] = {name: value.cpu().clone() for name, value in state_now.items()}
         history.append({**row, "seconds": round(time.monotonic() - start_s, 4)})
         on_epoch(history[-1])
         if epoch < run.recipe.epochs:
             state = {"trainer": trainer.dump_state(), "history": history, "best": best}
             files.write_checkpoint(run, state)
     result = _make_result(run, history, best, last, error)
+    if run.keep_model and not error:
+        assert best is not None
+        files.write_model(run, best["model"])
     files.write_result(run, result)
     return result
 
@@ -192,8 +225,7 @@ def _do_epoch(
     trainer: Trainer, epoch: int, inputs: Inputs, targets: Tensor, parts: dict[str, Tensor]
 ) -> dict[str, Any]:
     loss, accuracy = trainer.train_epoch(epoch, inputs, targets, parts["train"])
-    rows = parts["validation"]
-    logits, labels = trainer.predict(inputs, rows), targets[rows].numpy()
+    logits, labels = _predict_classes(trainer, inputs, targets, parts["validation"])
     return {
         "epoch": epoch,
         "loss": loss,
@@ -204,9 +236,18 @@ def _do_epoch(
 
 
 def _test(trainer: Trainer, inputs: Inputs, targets: Tensor, rows: Tensor) -> dict[str, Any]:
-    logits, labels = trainer.predict(inputs, rows), targets[rows].numpy()
+    logits, labels = _predict_classes(trainer, inputs, targets, rows)
     auc = measure_auc(compute_log_odds(logits), labels)
     return {
         "accuracy": measure_accuracy(logits, labels),
         "auc": auc if np.isfinite(auc) else None,
     }
+
+
+def _predict_classes(
+    trainer: Trainer, inputs: Inputs, targets: Tensor, rows: Tensor
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(n, C) logits of the classes, and the true ones."""
+    outputs = torch.from_numpy(trainer.predict(inputs, rows))
+    logits = split_severity(trainer.recipe, outputs)[0].numpy()
+    return logits, find_classes(trainer.recipe, targets[rows]).numpy()
