@@ -127,10 +127,10 @@ def evaluate_outputs(
     predicted = probabilities.argmax(axis=1)
     confusion = count_confusions(labels, predicted, len(classes))
     is_distorted = true_severities > 0
+    ranked = severities[is_distorted], true_severities[is_distorted]
     srcc = None
-    if len(np.unique(true_severities[is_distorted])) > 1:
-        found = float(stats.spearmanr(severities[is_distorted], true_severities[is_distorted])[0])
-        srcc = round(found, 4) if np.isfinite(found) else None
+    if all(len(np.unique(values)) > 1 for values in ranked):
+        srcc = round(float(stats.spearmanr(*ranked)[0]), 4)
     return {
         "num_images": len(labels),
         "accuracy": round(float((predicted == labels).mean()), 4),

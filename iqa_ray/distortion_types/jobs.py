@@ -71,8 +71,6 @@ def run_train(job: TrainTypesJob) -> dict[str, Any]:
         IncompleteError: no room for a run, or some run gave no result.
     """
     from iqa_ray.distortion_types import training
-    from iqa_ray.distortion_types.model import dump_model
-    from iqa_ray.training.runs import RunFiles
 
     start_s = time.monotonic()
     if job.log_dir is not None:
@@ -86,37 +84,12 @@ def run_train(job: TrainTypesJob) -> dict[str, Any]:
     workspace.record_config("distortions-train", job)
     workspace.write_frame(SPLITS_FILE, frame[SPLITS_SCHEMA.names], SPLITS_SCHEMA)
     _train_missing(workspace, job, plan)
-    files, rows = RunFiles(workspace.location / FOLDER), []
     parts = {name: frame[frame["part"] == name] for name in ("train", "validation", "test")}
-    best: tuple[float, bytes] | None = None
-    for run in plan.runs:
-        result = files.read_result(run)
-        if result is None or result["status"] != "ok":
-            continue
-        state = files.read_model(run)
-        card = replace(plan.card, seed=run.recipe.seed)
-        model = training.calibrate(card, state, parts["validation"], source)
-        rows.append(
-            {
-                "seed": run.recipe.seed,
-                "best_epoch": result["best_epoch"],
-                "minutes": round(result["seconds"] / 60, 3),
-                "device": result["device"],
-                "train_accuracy": result["history"][result["best_epoch"] - 1]["accuracy"],
-                "history": result["history"],
-                **{
-                    name: training.measure_model(model, parts[name], source)
-                    for name in ("validation", "test")
-                },
-            }
-        )
-        data = dump_model(model.card, state)
-        write_bytes(workspace.location / f"{FOLDER}/model-seed{run.recipe.seed}.safetensors", data)
-        if best is None or rows[-1]["validation"]["accuracy"] > best[0]:
-            best = rows[-1]["validation"]["accuracy"], data
+    rows, models = _measure_runs(workspace, plan, parts, source)
     summary = _summarise_training(workspace, job, rows, parts, plan, start_s)
-    if best is not None:
-        write_bytes(workspace.location / MODEL_FILE, best[1])
+    if rows:
+        best = int(np.argmax([row["validation"]["accuracy"] for row in rows]))
+        write_bytes(workspace.location / MODEL_FILE, models[best])
         workspace.write_json(TRAINING_FILE, summary)
     if len(rows) < len(plan.runs):
         raise IncompleteError(
@@ -172,6 +145,43 @@ def _train_missing(workspace: Workspace, job: TrainTypesJob, plan: Plan) -> None
         log(f"{len(todo)} runs of {job.epochs} epochs, {min(room[1], len(todo))} at the same time")
         with LiveRuns(todo, len(plan.runs) - len(todo), job.log_dir) as live:
             parallel.train_runs(todo, plan.material, workspace.location / FOLDER, room, live)
+
+
+def _measure_runs(
+    workspace: Workspace, plan: Plan, parts: dict[str, pd.DataFrame], source: ImageSource
+) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Calibrate and test the model of every run that has one, and write it.
+
+    Returns:
+        A row a model: seed, best_epoch, minutes, device, train_accuracy, history, and the figures
+        of `validation` and `test`; and the models' files.
+    """
+    from iqa_ray.distortion_types.model import dump_model
+    from iqa_ray.distortion_types.training import calibrate, measure_model
+    from iqa_ray.training.runs import RunFiles
+
+    files, rows, models = RunFiles(workspace.location / FOLDER), [], []
+    for run in plan.runs:
+        result = files.read_result(run)
+        if result is None or result["status"] != "ok":
+            continue
+        seed, epoch = run.recipe.seed, result["best_epoch"]
+        state = files.read_model(run)
+        card = replace(plan.card, seed=seed)
+        model = calibrate(card, state, parts["validation"], source)
+        tests = {name: measure_model(model, parts[name], source) for name in ("validation", "test")}
+        row = {
+            "seed": seed,
+            "best_epoch": epoch,
+            "minutes": round(result["seconds"] / 60, 3),
+            "device": result["device"],
+            "train_accuracy": result["history"][epoch - 1]["accuracy"],
+            "history": result["history"],
+        }
+        rows.append({**row, **tests})
+        models.append(dump_model(model.card, state))
+        write_bytes(workspace.location / f"{FOLDER}/model-seed{seed}.safetensors", models[-1])
+    return rows, models
 
 
 def _summarise_training(

@@ -86,7 +86,7 @@ class TrainTypesJob(LabelledJob):
     lr: float = Field(default=1e-3, gt=0, description="learning rate of Adam")
     crop_size: int | None = Field(
         default=None,
-        ge=32,
+        ge=64,
         description="pixels a side of the crops that the network sees, at full resolution "
         "(default: 256, and 224 for efficientnet_lite0, 299 for inception_resnet_v2)",
     )

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from iqa_ray.config import make_job
+from iqa_ray.distortion_types.table import read_looks
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.predictions.table import PREDICTIONS_FILE
 from iqa_ray.progress import log
@@ -30,7 +31,7 @@ from iqa_ray.selection.judged import (
 from iqa_ray.selection.settings import CutoffsJob, Rule, SelectJob
 from iqa_ray.selection.subsets import KEPT_FILE, link_kept, list_kept
 from iqa_ray.selection.table import SELECTION_FILE, read_selection, write_selection
-from iqa_ray.selection.votes import cast_votes, votes_to_reject
+from iqa_ray.selection.votes import add_looks, cast_votes, votes_to_reject
 from iqa_ray.storage.files import locate
 from iqa_ray.storage.workspace import Workspace
 
@@ -161,6 +162,9 @@ def run_select(job: SelectJob) -> dict[str, Any]:
         frame[name] = rows.column("score").to_numpy()
         frame[f"{name}_error"] = rows.column("error").to_pandas()
     selection = cast_votes(frame, cutoffs, job.rule)
+    looks = read_looks(workspace)
+    if looks is not None:
+        selection["reason"] = add_looks(selection, looks)
     if job.cutoffs_from:
         other = Workspace(job.cutoffs_from)
         fitted = FittedCutoffs(read_cutoffs(other), read_folds(other)[0])
