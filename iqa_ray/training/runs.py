@@ -42,8 +42,8 @@ Result = dict[str, Any]
 class Run:
     """A classifier to be trained and tested; the rows of each part are those of the inputs.
 
-    `key` says what the run depends on, `arm` what its training images are. With `keep_model` the
-    classifier of its best epoch is kept beside the result.
+    `key` says what the run depends on, `arm` what its training images are. With `keep_model` its
+    classifier at the best epoch is kept beside the result.
     """
 
     key: str
@@ -103,8 +103,10 @@ class RunFiles:
         )
         return state
 
-    def write_model(self, run: Run, state: dict[str, Tensor]) -> None:
-        write_bytes(self._model(run), _to_bytes(state))
+    def write_model(self, run: Run, trainer: Trainer) -> None:
+        """Keep the classifier as it is now, if the run keeps any."""
+        if run.keep_model:
+            write_bytes(self._model(run), _to_bytes(trainer.model.state_dict()))
 
     def forget(self, run: Run) -> None:
         """Remove what there is of a run."""
@@ -142,9 +144,8 @@ def train_run(
     A worker may be lost after it wrote the result and before it said so. One that is lost after it
     told of an epoch and before the checkpoint makes the next do that epoch again.
 
-    The epoch that counts is the best on the validation part: by accuracy, then by loss, then the
-    earliest. (Smith et al., section 3.2, set a tenth of the images aside for evaluation, and do not
-    say what for.)
+    The epoch that counts is the best of the validation part: by accuracy, then loss, then earliest.
+    (Smith et al., section 3.2, set a tenth of the images aside, and do not say what for.)
 
     Args:
         run: which.
@@ -153,12 +154,12 @@ def train_run(
         num_classes: of the whole comparison.
         weights: content of the file with the backbone's initial weights.
         files: where results and checkpoints go.
-        on_epoch: told of each row of the history.
+        on_epoch: told of each row of the history (see `_do_epoch`, and seconds).
 
     Returns:
         status (ok, or diverged with an error), accuracy and auc on the test part at the best epoch
-        and last_accuracy and last_auc at the last, best_epoch, history (a row an epoch: epoch,
-        loss, accuracy, validation_loss, validation_accuracy, seconds), seconds, device, num_train.
+        and last_accuracy and last_auc at the last, best_epoch, history (a row an epoch), seconds,
+        device, num_train.
     """
     # in this order: a worker that is still at it writes the result before it deletes the checkpoint
     state = files.read_checkpoint(run) or {"history": [], "best": None}
@@ -182,18 +183,13 @@ def train_run(
             break
         if is_best:
             best = {**(last or {}), "rank": rank, "epoch": epoch}
-            if run.keep_model:
-                state_now = trainer.model.state_dict()
-                best["model"] = {name: value.cpu().clone() for name, value in state_now.items()}
+            files.write_model(run, trainer)
         history.append({**row, "seconds": round(time.monotonic() - start_s, 4)})
         on_epoch(history[-1])
         if epoch < run.recipe.epochs:
             state = {"trainer": trainer.dump_state(), "history": history, "best": best}
             files.write_checkpoint(run, state)
     result = _make_result(run, history, best, last, error)
-    if run.keep_model and not error:
-        assert best is not None
-        files.write_model(run, best["model"])
     files.write_result(run, result)
     return result
 
