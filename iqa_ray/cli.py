@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
@@ -218,9 +218,7 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         parser.print_help(sys.stderr)
         return UNUSABLE
-    # a command of a group has two words, such as `distortions train`
-    if any(name.startswith(f"{arguments[0]} ") for name in COMMANDS):
-        arguments = [" ".join(arguments[:2]), *arguments[2:]]
+    arguments = _join_words(arguments)
     chosen = parser.parse_args(arguments[:1])
     command = COMMANDS[chosen.command]
     model = command.load_job()
@@ -245,6 +243,23 @@ def _run(arguments: list[str]) -> int:
     for alert in alerts:
         print(f"iqa-ray: alert: {alert}", file=sys.stderr)
     return ALERT if alerts else DONE
+
+
+def _join_words(arguments: list[str]) -> list[str]:
+    """Make one argument of the words of a command that has two, such as `distortions train`."""
+    group = arguments[0]
+    names = [name for name in COMMANDS if name.startswith(f"{group} ")]
+    if not names:
+        return arguments
+    parser = _Parser(
+        prog=f"iqa-ray {group}",
+        epilog=_list_commands(names),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    words = [name.removeprefix(f"{group} ") for name in names]
+    parser.add_argument("command", choices=words, metavar="COMMAND", help="see below")
+    chosen = parser.parse_args(arguments[1:2])
+    return [f"{group} {chosen.command}", *arguments[2:]]
 
 
 @contextmanager
@@ -273,8 +288,8 @@ def _stdout_sent_to_stderr() -> Iterator[None]:
         yield
 
 
-def _list_commands() -> str:
-    lines = [f"  {name:20} {command.summary}" for name, command in COMMANDS.items()]
+def _list_commands(names: Iterable[str] = COMMANDS) -> str:
+    lines = [f"  {name:20} {COMMANDS[name].summary}" for name in names]
     return "commands:\n" + "\n".join(lines) + "\n\n`iqa-ray COMMAND --help` shows its settings."
 
 
