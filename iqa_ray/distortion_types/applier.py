@@ -72,7 +72,10 @@ class ShardApplier:
         if not waiting:
             return
         found = self._model.find([pixels for _, pixels in waiting])
-        for (place, _), finding in zip(waiting, found, strict=True):
+        size = self._model.card.crop_size
+        for (place, pixels), finding in zip(waiting, found, strict=True):
+            if min(pixels.shape[:2]) < size:
+                rows[place]["error"] = f"smaller than {size} px: mirrored at its edges"
             rows[place] |= {
                 "distortion": finding.distortion,
                 "distortion_probability": finding.probability,

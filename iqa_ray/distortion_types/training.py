@@ -21,6 +21,7 @@ from iqa_ray.distortion_types.evaluation import (
 )
 from iqa_ray.distortion_types.model import MAX_SEVERITY, ModelCard, TypesModel
 from iqa_ray.distortion_types.settings import FROM_SCRATCH, TrainTypesJob
+from iqa_ray.errors import UsageError
 from iqa_ray.images.decoding import ImageError, hash_content
 from iqa_ray.images.source import ImageSource
 from iqa_ray.training.backbones import check_backbone, find_backbone
@@ -67,6 +68,7 @@ def plan_runs(job: TrainTypesJob, frame: pd.DataFrame, source: ImageSource) -> P
     labels = frame["label"].map({name: place for place, name in enumerate(classes)})
     targets = np.stack([labels, frame["severity"] / MAX_SEVERITY], axis=1).astype(np.float32)
     rows = {part: np.flatnonzero(frame["part"] == part) for part in ("train", "validation", "test")}
+    train_labels = np.asarray(labels, np.int64)[rows["train"]]
     recipe = Recipe(
         job.network,
         weights,
@@ -76,7 +78,7 @@ def plan_runs(job: TrainTypesJob, frame: pd.DataFrame, source: ImageSource) -> P
         job.lr,
         freeze_backbone=job.network not in FROM_SCRATCH,
         loss="cross_entropy" if job.outputs == "softmax" else "binary_cross_entropy",
-        class_weights=_weigh(labels.to_numpy(np.int64)[rows["train"]], classes, job.class_weights),
+        class_weights=_weigh(train_labels, classes, job.class_weights),
         severity_weight=_SEVERITY_WEIGHT,
         random_crops=True,
     )
@@ -121,7 +123,7 @@ def calibrate(
 ) -> TypesModel:
     """The model with a temperature and a limit of `none` that suit the images of `frame`."""
     model = TypesModel(card, state)
-    logits, _, labels, _ = compute_all(model, frame, source)
+    logits, _, labels, _, _ = compute_all(model, frame, source)
     temperature = fit_temperature(logits, labels, card.outputs)
     probabilities = compute_probabilities(logits, temperature, card.outputs)
     model.card = replace(card, temperature=temperature, none_below=find_none_below(probabilities))
@@ -129,19 +131,26 @@ def calibrate(
 
 
 def measure_model(model: TypesModel, frame: pd.DataFrame, source: ImageSource) -> dict[str, Any]:
-    """All figures of a model on the images of `frame` (see `evaluate_outputs`)."""
+    """All figures of a model on the images of `frame` (see `evaluate_outputs`).
+
+    `num_mirrored` are those smaller than a crop, which were mirrored at their edges.
+    """
     card = model.card
-    return evaluate_outputs(
-        *compute_all(model, frame, source), card.classes, card.temperature, card.none_below,
-        card.outputs,
-    )  # fmt: skip
+    *found, num_mirrored = compute_all(model, frame, source)
+    figures = evaluate_outputs(
+        *found, card.classes, card.temperature, card.none_below, card.outputs
+    )
+    return {**figures, "num_mirrored": num_mirrored}
 
 
 def compute_all(
     model: TypesModel, frame: pd.DataFrame, source: ImageSource
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
-    """Logits, severities, true classes and true severities of the images that can be decoded."""
-    logits, severities, places = [], [], []
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.float64], int]:
+    """Logits, severities, true classes and true severities of the images that can be decoded.
+
+    Last comes the number of images that are smaller than a crop.
+    """
+    logits, severities, places, num_mirrored = [], [], [], 0
     for start in range(0, len(frame), _BATCH_SIZE):
         images = []
         for place in range(start, min(start + _BATCH_SIZE, len(frame))):
@@ -150,10 +159,13 @@ def compute_all(
             except ImageError:
                 continue
             places.append(place)
+            num_mirrored += min(images[-1].shape[:2]) < model.card.crop_size
         if images:
             found = model.compute_outputs(images)
             logits.append(found[0])
             severities.append(found[1])
+    if not places:
+        raise UsageError(f"{source.root}: none of its images can be decoded")
     used = frame.iloc[places]
     labels = used["label"].map(list(model.card.classes).index)
     return (
@@ -161,4 +173,5 @@ def compute_all(
         np.concatenate(severities),
         np.asarray(labels, np.int64),
         np.asarray(used["severity"], np.float64),
+        num_mirrored,
     )

@@ -13,7 +13,7 @@ from pictures import make_texture
 from PIL import Image
 
 from iqa_ray.config import make_job
-from iqa_ray.distortion_types import jobs
+from iqa_ray.distortion_types import jobs, training
 from iqa_ray.distortion_types.model import load_model
 from iqa_ray.distortion_types.settings import EvaluateTypesJob, TrainTypesJob
 from iqa_ray.distortions import distort
@@ -96,7 +96,6 @@ def test_training_leaves_a_model_and_its_figures(tmp_path, labelled, trained):
     assert summary["test_accuracy"]["sd"] == pytest.approx(np.std(tests, ddof=1), abs=1e-4)
     best = max(summary["runs"], key=lambda run: run["validation"]["accuracy"])
     model, _ = load_model(str(folder / "model.safetensors"))
-    assert model.card.seed == best["seed"]
     assert model.card.temperature != 1
     assert model.card.none_below > 0
     assert best["test"]["num_images"] == 6
@@ -105,6 +104,20 @@ def test_training_leaves_a_model_and_its_figures(tmp_path, labelled, trained):
     assert splits["part"].value_counts().to_dict() == {"train": 24, "validation": 6, "test": 6}
     text = jobs.describe_train(summary)
     assert f"test accuracy: {summary['test_accuracy']['mean']:.1%} ±" in text
+
+
+def test_the_model_that_is_kept_is_the_best_on_validation_images(tmp_path, labelled, monkeypatch):
+    def measure(model, frame, source):
+        is_test = set(frame["part"]) == {"test"}
+        accuracy = {0: 0.5, 1: 0.9, 2: 0.7}[model.card.seed]
+        return {**figures, "accuracy": 1 - accuracy if is_test else accuracy}
+
+    figures = train(tmp_path, labelled)["runs"][0]["test"]
+    monkeypatch.setattr(training, "measure_model", measure)
+    train(tmp_path, labelled, seeds=(0, 1, 2))
+    for name, seed in (("model", 1), ("model-seed0", 0), ("model-seed2", 2)):
+        model, _ = load_model(str(tmp_path / f"ws/distortion_types/{name}.safetensors"))
+        assert model.card.seed == seed
 
 
 def test_what_was_trained_is_not_trained_again(tmp_path, labelled, trained):
@@ -128,7 +141,7 @@ def test_a_model_is_tested_on_other_images(tmp_path, labelled):
     model = tmp_path / "ws/distortion_types/model.safetensors"
     given = {"data": str(labelled), "workspace": str(tmp_path / "w2"), "model": str(model)}
     figures = jobs.run_evaluate(make_job(EvaluateTypesJob, given))
-    assert figures["num_images"] == 36
+    assert (figures["num_images"], figures["num_mirrored"]) == (36, 0)
     assert sum(map(sum, figures["confusion"])) == 36
     written = json.loads((tmp_path / "w2/distortion_types/evaluation.json").read_text())
     assert written == figures
