@@ -136,9 +136,16 @@ def measure_model(model: TypesModel, frame: pd.DataFrame, source: ImageSource) -
     `num_mirrored` are those smaller than a crop, which were mirrored at their edges.
     """
     card = model.card
-    *found, num_mirrored = compute_all(model, frame, source)
+    logits, severities, labels, true_severities, num_mirrored = compute_all(model, frame, source)
     figures = evaluate_outputs(
-        *found, card.classes, card.temperature, card.none_below, card.outputs
+        logits,
+        severities,
+        labels,
+        true_severities,
+        card.classes,
+        card.temperature,
+        card.none_below,
+        card.outputs,
     )
     return {**figures, "num_mirrored": num_mirrored}
 
