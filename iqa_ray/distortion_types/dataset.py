@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO, StringIO
@@ -50,8 +51,8 @@ def read_labelled(source: ImageSource) -> pd.DataFrame:
     """The labelled images of a folder or manifest, one row an image.
 
     A folder holds one folder a class. What an image was made of (its reference) is named by the
-    manifest's column `reference`; without one, files of the same name are taken for copies of one
-    photograph.
+    manifest's column `reference`, or by a file `info.txt` in the folder of its class as in the
+    LIVE release; without either, files of the same name are taken for copies of one photograph.
 
     Returns:
         image_id, path, label, reference, severity (1 to 5, 0 of `refimgs`; NaN where unknown).
@@ -73,14 +74,32 @@ def read_labelled(source: ImageSource) -> pd.DataFrame:
     frame = frame[known].reset_index(drop=True)
     references = _read_cells(source.root, "reference", frame)
     if references is None:
-        log(f"{where} has no column `reference`: files of one name count as of one photograph")
-        references = frame["path"].map(lambda path: PurePosixPath(path).stem)
+        references = _read_info(source, frame["path"])
     if references.isna().any():
         path = frame["path"][references.isna()].iloc[0]
         raise UsageError(f"{where}: no reference is named for {path!r}: fill in the column")
     frame["reference"] = references
     frame["severity"] = _read_severities(source.root, frame)
     return frame
+
+
+def _read_info(source: ImageSource, paths: pd.Series[str]) -> pd.Series[str]:
+    """The references of images by the `info.txt` beside them, else by their own names.
+
+    LIVE's has a line an image: the reference's file, the image's, and a parameter.
+    """
+    named: dict[str, str] = {}
+    for folder in sorted({posixpath.dirname(path) for path in paths}):
+        try:
+            text = source.read(f"{folder}/info.txt").decode(errors="replace")
+        except ImageError:
+            continue
+        for words in map(str.split, text.splitlines()):
+            if len(words) > 1:
+                named[f"{folder}/{words[1]}"] = words[0]
+    if not named:
+        log(f"{source.root} names no references: files of one name count as of one photograph")
+    return paths.map(lambda path: PurePosixPath(named.get(path, path)).stem)
 
 
 def _read_cells(root: Location, column: str, frame: pd.DataFrame) -> pd.Series[str] | None:

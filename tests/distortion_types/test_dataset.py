@@ -132,6 +132,17 @@ def test_a_folder_s_files_of_one_name_are_of_one_photograph(tmp_path, capsys):
     assert "files of one name count as of one photograph" in capsys.readouterr().err
 
 
+def test_references_are_those_that_the_live_release_names(tmp_path, capsys):
+    source = label(tmp_path, ["wn/img1.bmp", "wn/img2.bmp", "jpeg/img1.bmp", "refimgs/caps.bmp"])
+    (tmp_path / "wn/info.txt").write_text("caps.bmp img1.bmp 0.5\nhouse.bmp img2.bmp 1.5\n\n")
+    (tmp_path / "jpeg/info.txt").write_text("house.bmp img1.bmp 0.2\n")
+    frame = read_labelled(source)
+    assert dict(frame.groupby("reference")["label"].apply(sorted)) == {
+        "caps": ["refimgs", "wn"], "house": ["jpeg", "wn"],
+    }  # fmt: skip
+    assert "names no references" not in capsys.readouterr().err
+
+
 def test_images_of_other_labels_are_left_out_and_named(tmp_path, capsys):
     frame = read_labelled(label(tmp_path, ["wn/a.png", "jpeg/a.png", "cats/a.png"]))
     assert sorted(frame["label"]) == ["jpeg", "wn"]

