@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
@@ -115,6 +115,30 @@ COMMANDS = {
         "iqa-ray vary --workspace ws --backbone efficientnet_lite0 --freeze-backbone "
         "--removed 0,25,50",
     ),
+    "distortions train": Command(
+        "iqa_ray.distortion_types.settings", "TrainTypesJob",
+        "iqa_ray.distortion_types.jobs", "run_train", "describe_train",
+        "train a network to say what is wrong with an image",
+        "iqa-ray distortions train --synthesise-from photos --workspace ws\n"
+        "iqa-ray distortions train live --workspace ws --seeds 0,1,2,3,4 --class-weights\n"
+        "iqa-ray distortions train --synthesise-from photos --workspace ws "
+        "--network efficientnet_lite0",
+    ),
+    "distortions evaluate": Command(
+        "iqa_ray.distortion_types.settings", "EvaluateTypesJob",
+        "iqa_ray.distortion_types.jobs", "run_evaluate", "describe_evaluate",
+        "how often does it name the distortion rightly?",
+        "iqa-ray distortions evaluate labelled.csv --workspace ws\n"
+        "iqa-ray distortions evaluate --synthesise-from others --mix balanced --workspace ws "
+        "--model ws/distortion_types/model.safetensors",
+    ),
+    "distortions apply": Command(
+        "iqa_ray.distortion_types.settings", "ApplyTypesJob",
+        "iqa_ray.distortion_types.jobs", "run_apply", "describe_apply",
+        "say of every scored image what is wrong with it, and how badly",
+        "iqa-ray distortions apply --workspace ws\n"
+        "iqa-ray distortions apply --workspace ws --model ws/distortion_types/model.safetensors",
+    ),
     "rescore": Command(
         "iqa_ray.rescoring.settings", "RescoreJob",
         "iqa_ray.rescoring.jobs", "run_rescore", "describe_rescore",
@@ -194,6 +218,7 @@ def _run(arguments: list[str]) -> int:
     if not arguments:
         parser.print_help(sys.stderr)
         return UNUSABLE
+    arguments = _join_words(arguments)
     chosen = parser.parse_args(arguments[:1])
     command = COMMANDS[chosen.command]
     model = command.load_job()
@@ -218,6 +243,23 @@ def _run(arguments: list[str]) -> int:
     for alert in alerts:
         print(f"iqa-ray: alert: {alert}", file=sys.stderr)
     return ALERT if alerts else DONE
+
+
+def _join_words(arguments: list[str]) -> list[str]:
+    """Make one argument of the words of a command that has two, such as `distortions train`."""
+    group = arguments[0]
+    names = [name for name in COMMANDS if name.startswith(f"{group} ")]
+    if not names:
+        return arguments
+    parser = _Parser(
+        prog=f"iqa-ray {group}",
+        epilog=_list_commands(names),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    words = [name.removeprefix(f"{group} ") for name in names]
+    parser.add_argument("command", choices=words, metavar="COMMAND", help="see below")
+    chosen = parser.parse_args(arguments[1:2])
+    return [f"{group} {chosen.command}", *arguments[2:]]
 
 
 @contextmanager
@@ -246,8 +288,8 @@ def _stdout_sent_to_stderr() -> Iterator[None]:
         yield
 
 
-def _list_commands() -> str:
-    lines = [f"  {name:10} {command.summary}" for name, command in COMMANDS.items()]
+def _list_commands(names: Iterable[str] = COMMANDS) -> str:
+    lines = [f"  {name:20} {COMMANDS[name].summary}" for name in names]
     return "commands:\n" + "\n".join(lines) + "\n\n`iqa-ray COMMAND --help` shows its settings."
 
 

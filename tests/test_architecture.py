@@ -30,7 +30,7 @@ ROOMS = [
     ["predictions"],
     ["study"],
     ["selection"],
-    ["experiments"],
+    ["distortion_types", "experiments"],
     ["rescoring"],
     ["report"],
     ["synthetic"],
@@ -39,7 +39,14 @@ ORDER = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 # Commands take from every room, and from the commands that they run.
 COMMANDS = [
     ["weights.settings", "selection.evidence"],  # they look metrics up, and draw
-    ["synthetic.jobs", "weights.jobs", "scoring.jobs", "predictions.jobs", "selection.jobs"],
+    [
+        "synthetic.jobs",
+        "weights.jobs",
+        "scoring.jobs",
+        "predictions.jobs",
+        "selection.jobs",
+        "distortion_types.jobs",
+    ],
     ["study.jobs", "experiments.compare", "experiments.vary", "rescoring.jobs"],
     ["demo"],
     ["cli"],

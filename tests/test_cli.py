@@ -70,6 +70,25 @@ def test_help_lists_the_commands_with_examples(capsys):
         assert "--workspace" in details or name in {"make-data", "weights"}
 
 
+def test_a_command_of_two_words_is_found_by_its_first(capsys):
+    code, out, _ = call(capsys, "distortions", "--help")
+    assert code == 0
+    assert "distortions apply" in out
+    assert "make-data" not in out
+    code, out, _ = call(capsys, "distortions", "apply", "--help")
+    assert code == 0
+    assert out.startswith("usage: iqa-ray distortions apply ")
+    code, _, err = call(capsys, "distortions", "nosuch")
+    assert code == 2
+    assert "argument COMMAND: invalid choice: 'nosuch'" in err
+    code, _, err = call(capsys, "distortions")
+    assert code == 2
+    assert err.startswith("iqa-ray: error: the following arguments are required: COMMAND")
+    code, _, err = call(capsys, "distortions", "train", "--workspace", "ws")
+    assert code == 2
+    assert err == "iqa-ray: error: give either DATA or --synthesise-from IMAGES\n"
+
+
 def test_no_command(capsys):
     code, out, err = call(capsys)
     assert code == 2

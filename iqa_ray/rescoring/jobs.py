@@ -13,6 +13,9 @@ import pyarrow as pa
 from pyarrow import compute as pc
 
 from iqa_ray.config import make_job
+from iqa_ray.distortion_types.jobs import run_apply
+from iqa_ray.distortion_types.settings import ApplyTypesJob
+from iqa_ray.distortion_types.table import DISTORTIONS_FILE
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.metrics.deep import parse_version
 from iqa_ray.metrics.spec import get_spec
@@ -74,6 +77,7 @@ def run_rescore(job: RescoreJob) -> dict[str, Any]:
         try:
             recorded = {n: parse_version(s.version) for n, s in read_specs(workspace).items()}
             scored = run_score(_plan_scoring(job, settings), recorded=recorded)
+            _look_again(workspace, job)
             vote = _vote(workspace, night, job)
         except (IncompleteError, UsageError) as error:
             seconds = round(time.monotonic() - start_s, 3)
@@ -129,6 +133,15 @@ def _plan_scoring(job: RescoreJob, settings: dict[str, Any]) -> ScoreJob:
         if (value := getattr(job, name)) is not None:
             given[name] = value
     return make_job(ScoreJob, {**settings, **given})
+
+
+def _look_again(workspace: Workspace, job: RescoreJob) -> None:
+    """Name the distortions of new and changed images, where `distortions apply` was run before."""
+    if not workspace.has(DISTORTIONS_FILE):
+        return
+    given = {name: value for name in ("num_actors",) if (value := getattr(job, name)) is not None}
+    settings = {**_last_settings(workspace, "distortions-apply", job), **given}
+    run_apply(make_job(ApplyTypesJob, settings))
 
 
 def _vote(workspace: Workspace, night: Night, job: RescoreJob) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from iqa_ray.config import make_job
+from iqa_ray.distortion_types.table import read_looks
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.predictions.table import PREDICTIONS_FILE
 from iqa_ray.progress import log
@@ -44,7 +45,7 @@ from iqa_ray.selection.judged import (
 from iqa_ray.selection.settings import CutoffsJob, Rule, SelectJob
 from iqa_ray.selection.subsets import KEPT_FILE, link_kept, list_kept
 from iqa_ray.selection.table import SELECTION_FILE, read_selection, write_selection
-from iqa_ray.selection.votes import cast_votes, rank_images, votes_to_reject
+from iqa_ray.selection.votes import add_looks, cast_votes, rank_images, votes_to_reject
 from iqa_ray.storage.files import locate
 from iqa_ray.storage.workspace import Workspace
 
@@ -196,7 +197,7 @@ def run_select(job: SelectJob) -> dict[str, Any]:
             "alone: leave it out, or run `iqa-ray cutoffs` without --target-accuracy"
         )
     scores = ListedScores(workspace)
-    voted = _vote(scores, cutoffs, job.rule)
+    voted = _vote(workspace, scores, cutoffs, job.rule)
     ranks = rank_images(voted, cutoffs)
     selection = keep_best(voted, ranks, job.min_per_class) if job.min_per_class else voted
     if job.cutoffs_from:
@@ -247,12 +248,19 @@ def _copy_cutoffs(learnt_on: Workspace, workspace: Workspace) -> None:
     write_confidence(workspace, FittedCutoffs({}))  # that of before was of other cut-offs
 
 
-def _vote(scores: ListedScores, cutoffs: Mapping[str, Cutoff], rule: Rule) -> pd.DataFrame:
+def _vote(
+    workspace: Workspace, scores: ListedScores, cutoffs: Mapping[str, Cutoff], rule: Rule
+) -> pd.DataFrame:
+    """What `cast_votes` returns; rejected images say what they look like, if that is known."""
     frame = scores.images.select(["image_id", "path", "label"]).to_pandas()
     for name, rows in scores.read_all(list(cutoffs)).items():
         frame[name] = rows.column("score").to_numpy()
         frame[f"{name}_error"] = rows.column("error").to_pandas()
-    return cast_votes(frame, cutoffs, rule)
+    voted = cast_votes(frame, cutoffs, rule)
+    looks = read_looks(workspace)
+    if looks is not None:
+        voted["reason"] = add_looks(voted, looks)
+    return voted
 
 
 def _match_judged(

@@ -61,6 +61,20 @@ def cast_votes(
     return selection
 
 
+def add_looks(selection: pd.DataFrame, looks: pd.Series[str]) -> list[str]:
+    """The reasons, those of rejected images with what the image looks like.
+
+    Args:
+        selection: as `cast_votes` returns it.
+        looks: of images, by id, in words; empty where nothing is known.
+    """
+    found = selection["image_id"].map(looks).fillna("")
+    return [
+        f"{reason}; {look}" if reason and look else reason
+        for reason, look in zip(selection["reason"], found, strict=True)
+    ]
+
+
 def rank_images(selection: pd.DataFrame, cutoffs: Mapping[str, Cutoff]) -> NDArray[np.float64]:
     """The mean rank of each image over the voters, higher is better.
 

@@ -40,3 +40,23 @@ def augment_images(images: Tensor, augment: Augment, generator: torch.Generator)
     # the model takes floats in 0–1 as it takes bytes in 0–255
     pixels = images.float() / 255 if images.dtype == torch.uint8 else images
     return grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
+
+
+def cut_at_random(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """A square of `size` out of each of (N, 3, S, S) images, at full resolution; half mirrored."""
+    number, room = len(images), images.shape[-1] - size
+    assert room >= 0, "crops are larger than the images"
+    tops, lefts = torch.randint(room + 1, (2, number), generator=generator).tolist()
+    mirrored = (torch.rand(number, generator=generator) < 0.5).tolist()
+    crops = [
+        image[:, top : top + size, left : left + size]
+        for image, top, left in zip(images, tops, lefts, strict=True)
+    ]
+    flipped = zip(crops, mirrored, strict=True)
+    return torch.stack([crop.flip(-1) if is_flipped else crop for crop, is_flipped in flipped])
+
+
+def cut_centre(images: Tensor, size: int) -> Tensor:
+    """The square of `size` in the middle of (N, 3, S, S) images."""
+    start = (images.shape[-1] - size) // 2
+    return images[..., start : start + size, start : start + size]

@@ -7,6 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,24 @@ def _build_lite0() -> nn.Module:
     return network
 
 
-def _build_simplenet() -> nn.Module:
+def _build_inception() -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise UsageError("inception_resnet_v2 needs timm: pip install timm") from None
+    network: nn.Module = timm.create_model("inception_resnet_v2", pretrained=False)
+    return network
+
+
+def _build_simplenet(is_normalised: bool = False) -> nn.Module:
     """SimpleNet (Elaraby et al., section 3.2.1 and Table 2): 1,425,606 parameters with six classes.
+
+    The text has feature maps normalised before each ReLU; the table has no such layer, and its sum
+    leaves no parameter for one. `is_normalised` follows both: batch normalisation without
+    parameters of its own. Without it the network is that of the table. The table's rows of block 5
+    are swapped (a dropout with the 295,168 parameters of a convolution): order and widths are those
+    that its shapes and its sum give. The text speaks of seven classes and of six: the head has as
+    many as there are labels.
 
     The shares of dropout are those of convolutions in pairs: 20% after the second and third, 30%
     after the fourth and fifth, 40% after the sixth and seventh; that before the head is not
@@ -106,6 +123,8 @@ def _build_simplenet() -> nn.Module:
     dropout = (0.0, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4)
     for block, (inputs, outputs) in enumerate(pairwise(widths)):
         layers.append((f"conv{block + 1}", nn.Conv2d(inputs, outputs, 3, padding=1)))
+        if is_normalised:
+            layers.append((f"norm{block + 1}", nn.BatchNorm2d(outputs, affine=False)))
         layers.append((f"relu{block + 1}", nn.ReLU(inplace=True)))
         if block > 0:
             layers.append((f"pool{block + 1}", nn.MaxPool2d(2)))
@@ -128,6 +147,11 @@ BACKBONES = {
     "vgg19": Backbone(_torchvision("vgg19"), "classifier.6"),
     "efficientnet_lite0": Backbone(_build_lite0, "_fc", _LITE_MEAN, _LITE_STD),
     "simplenet": Backbone(_build_simplenet, "predictions", (0.0,) * 3, (1.0,) * 3, 256),
+    "simplenet_norm": Backbone(
+        partial(_build_simplenet, True), "predictions", (0.5,) * 3, (0.25,) * 3, 256
+    ),
+    # timm's weights were trained on pixels from -1 to 1
+    "inception_resnet_v2": Backbone(_build_inception, "classif", (0.5,) * 3, (0.5,) * 3, 299),
 }
 
 

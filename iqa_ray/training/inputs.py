@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iqa_ray.training.augment import cut_centre
 from iqa_ray.training.pixels import Pixels
 
 
@@ -35,3 +36,13 @@ class ChunkedImages:
         for place, row in enumerate(rows.tolist()):
             gathered[place] = self._chunks[row // size][row % size]
         return torch.from_numpy(gathered).permute(0, 3, 1, 2)
+
+
+class CentreOf:
+    """The squares of `size` in the middle of images."""
+
+    def __init__(self, images: Inputs, size: int) -> None:
+        self._images, self._size = images, size
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return cut_centre(self._images[rows], self._size)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from iqa_ray.images.source import ImageSource
 from iqa_ray.training import backbones
-from iqa_ray.training.augment import augment_images
+from iqa_ray.training.augment import augment_images, cut_at_random, cut_centre
 from iqa_ray.training.backbones import Classifier
 from iqa_ray.training.inputs import Inputs
 from iqa_ray.training.pixels import Pixels, load_pixels
@@ -87,19 +87,62 @@ def make_optimiser(recipe: Recipe, model: Classifier) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, recipe.lr)
 
 
-def compute_loss(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+def compute_loss(
+    loss: Loss, outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None
+) -> Tensor:
     """The mean loss of a batch's (N, C) outputs.
 
     Args:
-        loss: `cross_entropy` in nats, or `squared_error`, the mean also over the outputs.
-        outputs: of the network; logits for cross-entropy.
-        targets: (N,) class indices or (N, C) probabilities for cross-entropy, (N, C) values for the
-            squared error.
+        loss: `cross_entropy` in nats; `binary_cross_entropy` in nats, the sum over the classes; or
+            `squared_error`, the mean also over the outputs.
+        outputs: of the network; logits for both cross-entropies.
+        targets: (N,) class indices or (N, C) probabilities for cross-entropy, (N,) class indices
+            for binary cross-entropy, (N, C) values for the squared error.
+        class_weights: (C,) for both cross-entropies, which are then weighted means over the rows.
     """
     if loss == "cross_entropy":
-        return nn.functional.cross_entropy(outputs, targets)
+        return nn.functional.cross_entropy(outputs, targets, class_weights)
+    if loss == "binary_cross_entropy":
+        wanted = nn.functional.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+        losses = nn.functional.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
+        weights = torch.ones_like(losses[:, 0]) if class_weights is None else class_weights[targets]
+        return (losses.sum(1) * weights).sum() / weights.sum()
     assert outputs.shape == targets.shape, "they would be broadcast"
     return nn.functional.mse_loss(outputs, targets)
+
+
+def split_severity(recipe: Recipe, values: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Outputs of the classes and of the severity; the second is None where no severity is trained.
+
+    Args:
+        recipe: says whether it is.
+        values: (N, C + 1) outputs or (N, 2) targets where it is, else as they are.
+    """
+    if not recipe.severity_weight:
+        return values, None
+    return values[:, :-1], values[:, -1]
+
+
+def find_classes(recipe: Recipe, targets: Tensor) -> Tensor:
+    """The targets of the classes: without the severity, if there is one."""
+    classes, severity = split_severity(recipe, targets)
+    return classes if severity is None else classes[:, 0].long()
+
+
+def compute_joint_loss(
+    recipe: Recipe, outputs: Tensor, targets: Tensor, class_weights: Tensor | None
+) -> Tensor:
+    """The recipe's loss, and where it trains a severity, the weighted squared error of that.
+
+    The mean of the squared error is over all rows, of which those of unknown severity have none.
+    """
+    logits, guessed = split_severity(recipe, outputs)
+    loss = compute_loss(recipe.loss, logits, find_classes(recipe, targets), class_weights)
+    if guessed is None:
+        return loss
+    severities = targets[:, 1]
+    error = torch.where(severities.isnan(), 0, guessed - severities.nan_to_num())
+    return loss + recipe.severity_weight * error.square().mean()
 
 
 class Trainer:
@@ -117,13 +160,15 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, model: Classifier) -> None:
         self.model = model
-        self._recipe = recipe
+        self.recipe = recipe
         self._network: nn.Module = model.head if recipe.freeze_backbone else model
         self._device = next(self._network.parameters()).device
         # faster on GPUs, and by a tenth to a quarter on CPUs
         model.to(memory_format=torch.channels_last)
         self._optimizer = make_optimiser(recipe, model)
         self._generator = torch.Generator().manual_seed(recipe.seed)
+        weights = recipe.class_weights
+        self._class_weights = torch.tensor(weights, device=self._device) if weights else None
 
     def train_epoch(
         self, epoch: int, inputs: Inputs, targets: Tensor, rows: Tensor
@@ -140,21 +185,25 @@ class Trainer:
         """
         self._network.train()
         for group in self._optimizer.param_groups:
-            group["lr"] = self._recipe.find_lr(epoch)
+            group["lr"] = self.recipe.find_lr(epoch)
         order = rows[torch.randperm(len(rows), generator=self._generator)]
-        batches = [batch for batch in order.split(self._recipe.batch_size) if len(batch) > 1]
+        batches = [batch for batch in order.split(self.recipe.batch_size) if len(batch) > 1]
         total = torch.zeros(2, device=self._device)
         for batch in batches:
             batch_targets = targets[batch].to(self._device)
             images = inputs[batch].to(self._device)
-            images = augment_images(images, self._recipe.augment, self._generator)
+            if self.recipe.random_crops and images.dim() == 4:
+                images = cut_at_random(images, self.recipe.image_size, self._generator)
+            images = augment_images(images, self.recipe.augment, self._generator)
             self._optimizer.zero_grad(set_to_none=True)
             with mixed_precision(self._device):
                 logits = self._network(images).float()
-            loss = compute_loss(self._recipe.loss, logits, batch_targets)
+            loss = compute_joint_loss(self.recipe, logits, batch_targets, self._class_weights)
             loss.backward()
             self._optimizer.step()
-            right = _count_right(logits, batch_targets)
+            right = _count_right(
+                split_severity(self.recipe, logits)[0], find_classes(self.recipe, batch_targets)
+            )
             total += torch.stack([loss.detach() * len(batch), right])
         loss_mean, accuracy = (total / sum(map(len, batches))).tolist()
         if not np.isfinite(loss_mean):
@@ -163,7 +212,7 @@ class Trainer:
 
     @torch.inference_mode()
     def predict(self, inputs: Inputs, rows: Tensor) -> NDArray[np.float32]:
-        """(N, num_classes) logits for `rows` (N,), computed in fp32.
+        """(N, num_classes) logits for `rows` (N,), computed in fp32; then the severity, if any.
 
         Raises:
             DivergedError: some are not a number.
@@ -171,10 +220,15 @@ class Trainer:
         self._network.eval()
         with full_precision():
             outputs = [
-                self._network(inputs[batch].to(self._device)).cpu()
-                for batch in rows.split(self._recipe.batch_size)
+                self._network(self._look_at(inputs[batch].to(self._device))).cpu()
+                for batch in rows.split(self.recipe.batch_size)
             ]
         return _check_numbers(np.asarray(torch.cat(outputs).numpy()))
+
+    def _look_at(self, images: Tensor) -> Tensor:
+        """What the network evaluates of its inputs."""
+        is_cut = self.recipe.random_crops and images.dim() == 4
+        return cut_centre(images, self.recipe.image_size) if is_cut else images
 
     def dump_state(self) -> dict[str, Any]:
         """All that the next epoch depends on: tensors, numbers and dictionaries of them."""
@@ -205,7 +259,8 @@ def start_training(recipe: Recipe, num_classes: int, weights: bytes | None = Non
     """
     torch.manual_seed(recipe.seed)
     source = recipe.weights if weights is None else weights
-    model = backbones.create(recipe.backbone, num_classes, source)
+    num_outputs = num_classes + bool(recipe.severity_weight)
+    model = backbones.create(recipe.backbone, num_outputs, source)
     return Trainer(recipe, model.to(pick_device()))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,37 @@ from iqa_ray.images.decoding import ImageError, UnreadError, hash_content
 from iqa_ray.images.source import ImageSource
 
 Pixels = NDArray[np.uint8]
+Fit = Literal["scale", "crop"]
+
+# where crops lie within the room that they have: the centre, the corners, then the edges
+_PLACES = (
+    (0.5, 0.5), (0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0),
+    (0.0, 0.5), (1.0, 0.5), (0.5, 0.0), (0.5, 1.0),
+)  # fmt: skip
+MAX_CROPS = len(_PLACES)
+
+
+def cut_crops(image: Pixels, size: int, num_crops: int) -> Pixels:
+    """Squares of an image at full resolution; one that is smaller is mirrored at its edges first.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        size: pixels a side.
+        num_crops: 1 to MAX_CROPS: the centre, the corners, the middles of the edges.
+
+    Returns:
+        (num_crops, size, size, 3) uint8 RGB.
+    """
+    missing = [(max(0, size - side)) for side in image.shape[:2]]
+    if any(missing):
+        before = [(lack // 2, lack - lack // 2) for lack in missing]
+        image = np.pad(image, [*before, (0, 0)], mode="symmetric")
+    room = (image.shape[0] - size, image.shape[1] - size)
+    crops = []
+    for down, right in _PLACES[:num_crops]:
+        top, left = int(down * room[0]), int(right * room[1])
+        crops.append(image[top : top + size, left : left + size])
+    return np.stack(crops)
 
 
 def load_pixels(
@@ -21,10 +53,13 @@ def load_pixels(
     image_size: int,
     num_threads: int,
     on_unread: Callable[[int], object] | None = None,
+    fit: Fit = "scale",
 ) -> tuple[Pixels, list[str | None]]:
-    """Decode images of `source`, scale the shorter side to `image_size` and cut the centre.
+    """Decode images of `source`, and cut the centre to a square of `image_size`.
 
-    `on_unread` is told the rows of files that are away or refused, from several threads.
+    With `scale` the shorter side is scaled to `image_size` first; with `crop` nothing is scaled,
+    and an image that is smaller is mirrored at its edges. `on_unread` is told the rows of files
+    that are away or refused, from several threads.
 
     Returns:
         (n, image_size, image_size, 3) uint8 RGB, and the content hashes of the files that
@@ -41,8 +76,11 @@ def load_pixels(
             if on_unread is not None and isinstance(error, UnreadError):
                 on_unread(row)
             return
-        size = (image_size, image_size)
-        pixels[row] = np.asarray(ImageOps.fit(image, size, Image.Resampling.BILINEAR))
+        if fit == "crop":
+            pixels[row] = cut_crops(np.asarray(image), image_size, 1)[0]
+        else:
+            size = (image_size, image_size)
+            pixels[row] = np.asarray(ImageOps.fit(image, size, Image.Resampling.BILINEAR))
         hashes[row] = hash_content(data)
 
     with ThreadPoolExecutor(num_threads) as pool:

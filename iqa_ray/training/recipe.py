@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 Augment = Literal["none", "flip", "standard"]
-Loss = Literal["cross_entropy", "squared_error"]
+Loss = Literal["cross_entropy", "binary_cross_entropy", "squared_error"]
 Optimiser = Literal["adam", "sgd"]
 
 # What keys of runs and models say of every recipe. Other fields were added later and are left out
@@ -30,13 +30,19 @@ class Recipe:
 
     Attributes:
         lr: the learning rate, in the first epoch.
-        loss: `cross_entropy` of logits, against class indices or probabilities; `squared_error` of
+        loss: `cross_entropy` of logits, against class indices or probabilities;
+            `binary_cross_entropy` of each class's logit, against class indices; `squared_error` of
             outputs, against targets of their shape.
         optimiser: Adam, or stochastic gradient descent with `momentum`.
         weight_decay: times a parameter, is added to its gradient.
         layer_decays: (name, weight decay) of layers or parameters that have another one, by their
             names in the classifier (`head`, `features.conv1.weight`); the longest name counts.
         schedule: of the learning rate; None where it is constant.
+        class_weights: of each class in the loss of class indices; none where all are 1.
+        severity_weight: of the squared error of a further output, the severity. Where it is not 0,
+            targets are (N, 2): class index, and severity, NaN where it is unknown.
+        random_crops: inputs are larger than the network sees. Training cuts a square of
+            `image_size` out at random and mirrors half of them; evaluation takes the centre.
     """
 
     backbone: str
@@ -54,6 +60,9 @@ class Recipe:
     weight_decay: float = 0.0
     layer_decays: tuple[tuple[str, float], ...] = ()
     schedule: Steps | None = None
+    class_weights: tuple[float, ...] = ()
+    severity_weight: float = 0.0
+    random_crops: bool = False
 
     def __post_init__(self) -> None:
         assert self.batch_size > 1, "no epoch would have a batch"

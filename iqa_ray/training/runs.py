@@ -26,7 +26,13 @@ from iqa_ray.training.evaluation import (
     measure_loss,
 )
 from iqa_ray.training.inputs import Inputs
-from iqa_ray.training.loop import DivergedError, Trainer, start_training
+from iqa_ray.training.loop import (
+    DivergedError,
+    Trainer,
+    find_classes,
+    split_severity,
+    start_training,
+)
 from iqa_ray.training.recipe import Recipe
 
 Result = dict[str, Any]
@@ -36,7 +42,8 @@ Result = dict[str, Any]
 class Run:
     """A classifier to be trained and tested; the rows of each part are those of the inputs.
 
-    `key` says what the run depends on, `arm` what its training images are.
+    `key` says what the run depends on, `arm` what its training images are. With `keep_model` its
+    classifier at the best epoch is kept beside the result.
     """
 
     key: str
@@ -45,6 +52,7 @@ class Run:
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
     test: NDArray[np.int64]
+    keep_model: bool = False
 
     @property
     def name(self) -> str:
@@ -85,12 +93,24 @@ class RunFiles:
         return state
 
     def write_checkpoint(self, run: Run, state: dict[str, Any]) -> None:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_bytes(self._checkpoint(run), buffer.getvalue())
+        write_bytes(self._checkpoint(run), _to_bytes(state))
+
+    def read_model(self, run: Run) -> dict[str, Tensor]:
+        """The state of a finished run's classifier at its best epoch."""
+        data = read_whole(self._model(run))
+        state: dict[str, Tensor] = torch.load(
+            io.BytesIO(data), map_location="cpu", weights_only=True
+        )
+        return state
+
+    def write_model(self, run: Run, trainer: Trainer) -> None:
+        """Keep the classifier as it is now, if the run keeps any."""
+        if run.keep_model:
+            write_bytes(self._model(run), _to_bytes(trainer.model.state_dict()))
 
     def forget(self, run: Run) -> None:
         """Remove what there is of a run."""
+        delete_file(self._model(run))
         delete_file(self._result(run))
         delete_file(self._checkpoint(run))
 
@@ -99,6 +119,15 @@ class RunFiles:
 
     def _checkpoint(self, run: Run) -> Location:
         return self._folder / f"checkpoints/{run.key}.pt"
+
+    def _model(self, run: Run) -> Location:
+        return self._folder / f"models/{run.key}.pt"
+
+
+def _to_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def train_run(
@@ -115,9 +144,8 @@ def train_run(
     A worker may be lost after it wrote the result and before it said so. One that is lost after it
     told of an epoch and before the checkpoint makes the next do that epoch again.
 
-    The epoch that counts is the best on the validation part: by accuracy, then by loss, then the
-    earliest. (Smith et al., section 3.2, set a tenth of the images aside for evaluation, and do not
-    say what for.)
+    The epoch that counts is the best of the validation part: by accuracy, then loss, then earliest.
+    (Smith et al., section 3.2, set a tenth of the images aside, and do not say what for.)
 
     Args:
         run: which.
@@ -126,12 +154,12 @@ def train_run(
         num_classes: of the whole comparison.
         weights: content of the file with the backbone's initial weights.
         files: where results and checkpoints go.
-        on_epoch: told of each row of the history.
+        on_epoch: told of each row of the history (see `_do_epoch`, and seconds).
 
     Returns:
         status (ok, or diverged with an error), accuracy and auc on the test part at the best epoch
-        and last_accuracy and last_auc at the last, best_epoch, history (a row an epoch: epoch,
-        loss, accuracy, validation_loss, validation_accuracy, seconds), seconds, device, num_train.
+        and last_accuracy and last_auc at the last, best_epoch, history (a row an epoch), seconds,
+        device, num_train.
     """
     # in this order: a worker that is still at it writes the result before it deletes the checkpoint
     state = files.read_checkpoint(run) or {"history": [], "best": None}
@@ -155,6 +183,7 @@ def train_run(
             break
         if is_best:
             best = {**(last or {}), "rank": rank, "epoch": epoch}
+            files.write_model(run, trainer)
         history.append({**row, "seconds": round(time.monotonic() - start_s, 4)})
         on_epoch(history[-1])
         if epoch < run.recipe.epochs:
@@ -192,8 +221,7 @@ def _do_epoch(
     trainer: Trainer, epoch: int, inputs: Inputs, targets: Tensor, parts: dict[str, Tensor]
 ) -> dict[str, Any]:
     loss, accuracy = trainer.train_epoch(epoch, inputs, targets, parts["train"])
-    rows = parts["validation"]
-    logits, labels = trainer.predict(inputs, rows), targets[rows].numpy()
+    logits, labels = _predict_classes(trainer, inputs, targets, parts["validation"])
     return {
         "epoch": epoch,
         "loss": loss,
@@ -204,9 +232,18 @@ def _do_epoch(
 
 
 def _test(trainer: Trainer, inputs: Inputs, targets: Tensor, rows: Tensor) -> dict[str, Any]:
-    logits, labels = trainer.predict(inputs, rows), targets[rows].numpy()
+    logits, labels = _predict_classes(trainer, inputs, targets, rows)
     auc = measure_auc(compute_log_odds(logits), labels)
     return {
         "accuracy": measure_accuracy(logits, labels),
         "auc": auc if np.isfinite(auc) else None,
     }
+
+
+def _predict_classes(
+    trainer: Trainer, inputs: Inputs, targets: Tensor, rows: Tensor
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(n, C) logits of the classes, and the true ones."""
+    outputs = torch.from_numpy(trainer.predict(inputs, rows))
+    logits = split_severity(trainer.recipe, outputs)[0].numpy()
+    return logits, find_classes(trainer.recipe, targets[rows]).numpy()

@@ -19,8 +19,8 @@ from iqa_ray.errors import IncompleteError
 from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import one_line
 from iqa_ray.training import loop
-from iqa_ray.training.inputs import ChunkedImages
-from iqa_ray.training.pixels import load_pixels
+from iqa_ray.training.inputs import CentreOf, ChunkedImages, Inputs
+from iqa_ray.training.pixels import Fit, load_pixels
 from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run
 
@@ -39,20 +39,22 @@ class Material:
     Attributes:
         paths: of the images; runs refer to them by place.
         content_hashes: of each image, what its file must hold.
-        targets: (N,) their class indices.
+        targets: (N,) their class indices, or what else the recipes' loss takes.
         num_classes: of the comparison.
         weights: of each backbone, the content of the file with its initial weights, if any.
-        image_size: pixels a side that networks see.
+        image_size: pixels a side of the squares that are held of images.
         source: of the images.
+        fit: how an image becomes a square, see `load_pixels`.
     """
 
     paths: list[str]
     content_hashes: list[str]
-    targets: NDArray[np.int64]
+    targets: NDArray[np.int64] | NDArray[np.float32]
     num_classes: int
     weights: dict[str, bytes | None]
     image_size: int
     source: ImageSource
+    fit: Fit = "scale"
 
 
 @dataclass
@@ -140,6 +142,8 @@ def load_on_nodes(
                 material.paths[start : start + _CHUNK_SIZE],
                 material.image_size,
                 1,
+                None,
+                material.fit,
             )
             for start in range(0, len(material.paths), _CHUNK_SIZE)
         ]
@@ -186,6 +190,8 @@ def _extract(
     torch.set_num_threads(num_threads)
     weights = ray.get(shared.weights[recipe.backbone])
     model = loop.start_training(recipe, 1, weights).model
-    images = shared.open_images()
+    images: Inputs = shared.open_images()
+    if recipe.random_crops:
+        images = CentreOf(images, recipe.image_size)
     features: NDArray[np.float32] = loop.compute_features(model, images, torch.tensor(rows)).numpy()
     return features

@@ -41,8 +41,13 @@ def find_weights(name: str, weights: str) -> Path | None:
         if not path.is_file():
             raise UsageError(f"--weights {weights}: no such file (or say imagenet or none)")
         return path
-    if name == "simplenet":
-        raise UsageError("simplenet has no ImageNet weights: use --weights none or a file")
+    if name in ("simplenet", "simplenet_norm"):
+        raise UsageError(f"{name} has no ImageNet weights: use --weights none or a file")
+    if name == "inception_resnet_v2":
+        raise UsageError(
+            "the ImageNet weights of inception_resnet_v2 are not fetched by this package: give "
+            "timm's file with --weights FILE, or use efficientnet_lite0, whose weights come along"
+        )
     if name == "efficientnet_lite0":
         return _find_lite0_weights()
     given = weights if is_folder else resolve_folder(None)
