@@ -75,7 +75,8 @@ def certify_cutoffs(workspace: Workspace, job: CutoffsJob) -> FittedCutoffs:
         columns = rows.select(["image_id", "content_hash", "score"]).to_pandas()
         columns = columns.rename(columns={"score": name})
         judged = judged.merge(columns, "left", ["image_id", "content_hash"])
-    alone = judged.sample(frac=1, random_state=job.seed).drop_duplicates("unit")
+    ordered = judged.sort_values("image_id")
+    alone = ordered.sample(frac=1, random_state=job.seed).drop_duplicates("unit")
     specs = {name: find_spec(workspace, name) for name in names}
     certificate = certify(
         {name: alone[name].to_numpy(np.float64) for name in names},
