@@ -99,8 +99,7 @@ def _read_info(source: ImageSource, paths: pd.Series[str]) -> pd.Series[str]:
                 named[f"{folder}/{words[1]}"] = words[0]
     if not named:
         log(f"{source.root} names no references: files of one name count as of one photograph")
-    stems = [PurePosixPath(named.get(path, path)).stem for path in map(str, paths)]
-    return pd.Series(stems, paths.index)
+    return paths.map(lambda path: PurePosixPath(str(named.get(path, path))).stem)
 
 
 def _read_cells(root: Location, column: str, frame: pd.DataFrame) -> pd.Series[str] | None:

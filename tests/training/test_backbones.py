@@ -32,6 +32,30 @@ def test_simplenet_has_the_published_number_of_parameters():
     assert model(torch.rand(2, 3, 256, 256)).shape == (2, 6)
 
 
+def test_normalised_simplenet_has_no_parameters_more_and_whitens_first():
+    model = backbones.create("simplenet_norm", num_classes=6)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 1_425_606
+    names = [name for name, _ in model.features.named_children()]
+    assert names[:4] == ["whiten", "conv1", "norm1", "relu1"]
+    shares = {n: m.p for n, m in model.features.named_children() if isinstance(m, torch.nn.Dropout)}
+    assert {n for n, share in shares.items() if share} == {"dropout_dense"}
+    flat = torch.full((1, 3, 8, 8), 0.25)
+    torch.testing.assert_close(model.features.whiten(flat), flat)
+    spot = flat.clone()
+    spot[:, :, 4, 4] += 1
+    expected = 0.25 + 1 / 25 + 8 * (1 - 1 / 25)
+    assert model.features.whiten(spot)[0, 0, 4, 4].item() == pytest.approx(expected)
+
+
+def test_inception_resnet_v2_needs_its_file(tmp_path):
+    pytest.importorskip("timm")
+    with pytest.raises(UsageError, match="inception_resnet_v2 are not fetched .* --weights FILE"):
+        backbones.create("inception_resnet_v2", 7, "imagenet")
+    with torch.device("meta"):
+        model = backbones.create("inception_resnet_v2", 7)
+    assert model.head.in_features == 1536
+
+
 def test_simplenet_drops_out_what_was_published():
     """Elaraby et al., section 3.2.1: 20% from the second to the third convolution, and so on."""
     layers = backbones.create("simplenet", num_classes=6).features
