@@ -145,7 +145,8 @@ def load_model(uri: str | None) -> tuple[TypesModel, str]:
     try:
         data = read_bytes(locate(where))
     except FileNotFoundError:
-        raise UsageError(f"--model {where}: there is no such file") from None
+        lack = f"--model {uri}: there is no such file" if uri else "the package holds no model"
+        raise UsageError(f"{lack}: give --model FILE, as `distortions train` writes it") from None
     except OSError as error:
         raise UsageError(f"--model {where}: {one_line(error)}") from None
     return parse_model(data, where), hash_content(data)[:20]

@@ -138,7 +138,7 @@ class EvaluateTypesJob(LabelledJob):
 
     model: str | None = Field(
         default=None,
-        description="file that `distortions train` wrote (default: the one in the package)",
+        description="file that `distortions train` wrote (default: the package's, if it has one)",
         json_schema_extra={"metavar": "FILE"},
     )
 
@@ -152,7 +152,7 @@ class ApplyTypesJob(WorkspaceJob):
 
     model: str | None = Field(
         default=None,
-        description="file that `distortions train` wrote (default: the one in the package)",
+        description="file that `distortions train` wrote (default: the package's, if it has one)",
         json_schema_extra={"metavar": "FILE"},
     )
     num_actors: int | None = Field(

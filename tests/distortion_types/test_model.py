@@ -110,6 +110,12 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
         load_model(str(tmp_path / "none"))
 
 
+def test_a_package_without_a_model_says_what_to_give(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_module, "PACKAGED_MODEL", tmp_path / "none")
+    with pytest.raises(UsageError, match="the package holds no model: give --model FILE"):
+        load_model(None)
+
+
 def test_looks_are_words():
     assert describe_look("gblur", 0.934, 5) == "looks like gaussian blur, severe (0.93)"
     assert describe_look("refimgs", 0.9, None) == ""
