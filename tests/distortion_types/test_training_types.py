@@ -244,11 +244,3 @@ def test_random_crops_are_parts_of_the_images():
     assert len(corners) > 10
     assert {0, 3} <= {top for top, _ in corners}
     assert 10 < num_mirrored < 40
-
-
-@pytest.mark.slow
-def test_three_classes_are_learnt_and_known_in_unseen_photographs(tmp_path):
-    """From scratch, in about two minutes of a core; chance is a third."""
-    data = make_labelled(tmp_path, 60, 96)
-    summary = train(tmp_path, data, epochs=12, batch_size=16)
-    assert summary["test_accuracy"]["mean"] > 0.7
