@@ -23,7 +23,7 @@ Masses = NDArray[Any]
 
 # The grid has this many points a kernel width: density errors stay below 1e-4 of the peak.
 _POINTS_PER_WIDTH = 32
-_MAX_POINTS = 1 << 15
+_MAX_POINTS = 1 << 14
 # The grid ends this many widths beyond the data, and beyond this many spreads from the quartiles:
 # scores still farther out count in the shares of each class, but have no density.
 _MARGIN_WIDTHS = 5.0
@@ -182,8 +182,9 @@ class Curves:
             if size < 2:
                 return None
             quartiles = np.interp([0.25 * size, 0.75 * size], cumulative, self.grid)
-            mean = inside @ self.grid / size
-            deviation = np.sqrt(inside @ (self.grid - mean) ** 2 / (size - 1))
+            # no matrix products: their threads wait for each other on busy cores
+            mean = (inside * self.grid).sum() / size
+            deviation = np.sqrt((inside * (self.grid - mean) ** 2).sum() / (size - 1))
             iqr = quartiles[1] - quartiles[0]
             # equal scores lie in one cell, or in two neighbours
             spread = min(deviation, iqr / _NORMAL_IQR) if iqr > 2 * self._step else deviation
