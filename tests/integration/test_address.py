@@ -11,7 +11,10 @@ import pytest
 import iqa_ray
 from iqa_ray import cli
 from iqa_ray.cluster import connection
+from iqa_ray.distortion_types.dataset import CLASSES
+from iqa_ray.distortion_types.model import ModelCard, dump_model
 from iqa_ray.synthetic.dotcodes import make_dataset
+from iqa_ray.training import backbones
 
 NOWHERE = "127.0.0.1:1"
 USE_RAY = {
@@ -20,6 +23,9 @@ USE_RAY = {
     "study": "{data} --workspace {empty}",
     "compare": "--workspace {ws} --backbones simplenet --weights none",
     "vary": "--workspace {ws} --backbone simplenet --weights none",
+    "distortions train": "--synthesise-from {data} --workspace {empty} --num-images 70 "
+    "--crop-size 64 --mix balanced",
+    "distortions apply": "--workspace {ws} --model {model}",
     "rescore": "{data} --workspace {ws}",
     "demo": "--workspace {empty}",
 }
@@ -28,6 +34,8 @@ USE_NO_RAY = {
     "predict": "--workspace {ws} --predictions {predictions}",
     "cutoffs": "--workspace {ws} --cutoff lapm=1",
     "select": "--workspace {ws}",
+    "distortions evaluate": "--synthesise-from {data} --workspace {empty} --num-images 14 "
+    "--model {model}",
     "compact": "--workspace {ws}",
     "weights": "check --from {empty}",
 }
@@ -40,6 +48,9 @@ def scored(tmp_path_factory, ray_session) -> Path:
     make_dataset(root / "data", num_images=61, image_size=64, seed=5)
     image = min((root / "data" / "north").glob("*.jpg"))
     image.rename(root / "late.jpg")
+    state = backbones.create("simplenet_norm", len(CLASSES) + 1).state_dict()
+    card = ModelCard("simplenet_norm", CLASSES, 64, 1, "softmax")
+    (root / "model.safetensors").write_bytes(dump_model(card, state))
     ws = str(root / "ws")
     scores = iqa_ray.score(root / "data", workspace=ws, metrics=["lapm"])
     limit = f"lapm={scores['lapm'].quantile(1 / 3)}"
@@ -57,8 +68,9 @@ def call(capsys, monkeypatch, scored, tmp_path, name: str, arguments: str) -> tu
     shutil.copytree(scored / "ws", tmp_path / "ws")
     places = {"data": scored / "data", "predictions": scored / "predictions.csv"}
     places |= {"ws": tmp_path / "ws", "empty": tmp_path / "empty"}
+    places["model"] = scored / "model.safetensors"
     words = [word.format(**places) for word in arguments.split()]
-    code = cli.main([name, *words, "--address", NOWHERE])
+    code = cli.main([*name.split(), *words, "--address", NOWHERE])
     return code, capsys.readouterr().err
 
 

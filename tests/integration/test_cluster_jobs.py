@@ -107,7 +107,7 @@ def test_every_job_file_runs_its_command(monkeypatch):
         assert rest == ["a b", "--json"]
         assert job.stem.startswith(command.replace("-", "_"))
         commands.add(command)
-    assert commands == set(cli.COMMANDS)
+    assert commands == {name.split()[0] for name in cli.COMMANDS}
 
 
 # --- a running cluster ----------------------------------------------------------------------------
