@@ -7,20 +7,14 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from iqa_ray.cluster import connection
-from iqa_ray.cluster.capacity import Resources
-from iqa_ray.cluster.pools import Pool, run_shards
+from iqa_ray.cluster.missing import do_missing
 from iqa_ray.distortion_types.table import DISTORTIONS_SCHEMA, parts_folder
-from iqa_ray.errors import IncompleteError
 from iqa_ray.images.decoding import AbsentError, ImageError
 from iqa_ray.images.source import ImageSource
-from iqa_ray.progress import Progress
 from iqa_ray.storage.parquet import Fingerprints
-from iqa_ray.storage.parts import find_missing, make_fingerprints, mark_missing
+from iqa_ray.storage.parts import make_fingerprints, mark_missing
 from iqa_ray.storage.workspace import Workspace
 
-# Images per shard: fewer make too many small files, more lose too much work when an actor dies.
-_SHARD_SIZE = 64
 _BATCH_SIZE = 8  # images in memory at once
 
 
@@ -100,26 +94,13 @@ def apply_missing(
     Raises:
         IncompleteError: some could not be done; the next run goes on.
     """
-    parts = workspace.parts(parts_folder(key))
-    fingerprints = make_fingerprints(images, key)
-    parts.drop_stale(images.column("image_id").combine_chunks(), fingerprints)
-    rows = np.flatnonzero(find_missing(parts.done(), fingerprints))
-    if not len(rows):
-        return 0
-    columns = images.select(["image_id", "path"])
-    pieces = [rows[start : start + _SHARD_SIZE] for start in range(0, len(rows), _SHARD_SIZE)]
-    shards = [(columns.take(piece), fingerprints[piece]) for piece in pieces]
-    with connection.connect(address):
-        resources = connection.prefer_gpu(Resources(num_cpus=1.0))
-        num_actors = connection.count_actors(num_actors, resources, len(shards))
-        make = partial(ShardApplier, str(workspace), model, key, source)
-        with Progress(len(rows), "distortions apply") as progress:
-            pool = Pool(make, shards, num_actors, resources)
-            failures = run_shards([pool], lambda _, __, done: progress.update(done))
-    if failures:
-        raise IncompleteError(
-            f"{len(failures)} of {len(shards)} shards were not looked at: {failures[0].reason}; "
-            "run the same command again to complete them"
-        )
-    parts.drop_repeated(fingerprints)  # another run may have done the same
-    return len(rows)
+    return do_missing(
+        workspace.parts(parts_folder(key)),
+        images.select(["image_id", "path"]),
+        make_fingerprints(images, key),
+        partial(ShardApplier, str(workspace), model, key, source),
+        num_actors,
+        address,
+        title="distortions apply",
+        problem="were not looked at",
+    )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from iqa_ray.cluster.capacity import check_share
 from iqa_ray.config import WorkspaceJob, positional
+from iqa_ray.training.settings import ParallelRunsJob
 
 # Elaraby et al., Table 1, in its order, with the number of images of each class
 PAPER_COUNTS = {
@@ -62,7 +62,7 @@ class LabelledJob(WorkspaceJob):
         return self
 
 
-class TrainTypesJob(LabelledJob):
+class TrainTypesJob(LabelledJob, ParallelRunsJob):
     """Train a network to say what is wrong with an image, and how badly (Elaraby et al.).
 
     Images are split by the photograph that they were made of: 65% train the network, 15% choose
@@ -104,29 +104,6 @@ class TrainTypesJob(LabelledJob):
     class_weights: bool = Field(
         default=False, description="weight classes in the loss by one over their number of images"
     )
-    gpus_per_run: float | None = Field(
-        default=None,
-        ge=0,
-        description="GPUs that each run asks of Ray (default: 0.2 where there are GPUs)",
-    )
-    cpus_per_run: float = Field(
-        default=1.0, gt=0, description="CPUs that each run asks of Ray; a thread each"
-    )
-    restart: bool = Field(default=False, description="forget these runs and begin again")
-    log_dir: str | None = Field(
-        default=None,
-        description="write event files for TensorBoard into this folder",
-        json_schema_extra={"metavar": "DIR"},
-    )
-
-    _share = field_validator("gpus_per_run")(check_share)
-
-    @field_validator("seeds")
-    @classmethod
-    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if not seeds or min(seeds) < 0:
-            raise ValueError("give at least one seed, none below 0")
-        return tuple(dict.fromkeys(seeds))
 
 
 class EvaluateTypesJob(LabelledJob):

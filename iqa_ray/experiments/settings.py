@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from iqa_ray.cluster.capacity import check_share
 from iqa_ray.training.recipe import Augment, Recipe
-from iqa_ray.training.settings import BackboneName, TrainingJob
+from iqa_ray.training.settings import BackboneName, ParallelRunsJob, TrainingJob
 
 SHARES = (0, 10, 20, 30, 40, 50)  # per cent of the images that are removed (Smith et al., Table 3)
 
 
-class ArmsJob(TrainingJob):
+class ArmsJob(TrainingJob, ParallelRunsJob):
     """What the experiments have in common."""
 
-    seeds: tuple[int, ...] = Field(
-        default=(0, 1, 2, 3, 4), description="one run of each arm a seed, separated by commas"
-    )
     augment: Augment = Field(
         default=Recipe.augment,
         description="of training images: flip; standard: flip, and cut out half to all of the area",
@@ -29,29 +25,6 @@ class ArmsJob(TrainingJob):
     split_seed: int = Field(
         default=0, ge=0, description="seed by which images are drawn; the same for every run"
     )
-    gpus_per_run: float | None = Field(
-        default=None,
-        ge=0,
-        description="GPUs that each run asks of Ray (default: 0.2 where there are GPUs)",
-    )
-    cpus_per_run: float = Field(
-        default=1.0, gt=0, description="CPUs that each run asks of Ray; a thread each"
-    )
-    restart: bool = Field(default=False, description="forget this command's runs and begin again")
-    log_dir: str | None = Field(
-        default=None,
-        description="write event files for TensorBoard into this folder",
-        json_schema_extra={"metavar": "DIR"},
-    )
-
-    _share = field_validator("gpus_per_run")(check_share)
-
-    @field_validator("seeds")
-    @classmethod
-    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if not seeds or min(seeds) < 0:
-            raise ValueError("give at least one seed, none below 0")
-        return tuple(dict.fromkeys(seeds))
 
     @model_validator(mode="after")
     def _check_augment(self) -> ArmsJob:

@@ -82,7 +82,7 @@ def _train_and_predict(
     settings = _describe_recipe(recipe)  # finds and checks weights, before actors start
     with connection.connect(job.address):
         model = _find_model(workspace, training, train_source, settings, recipe)
-        predict_missing(workspace, chosen, model.key, source, job.num_actors)
+        predict_missing(workspace, chosen, model.key, source, job.num_actors, job.address)
     if lost := classes - model.classes:
         names = ", ".join(sorted(lost))
         log(f"labels without a training image that can be read are not judged: {names}")

@@ -9,21 +9,15 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute as pc
 
-from iqa_ray.cluster import connection
-from iqa_ray.cluster.capacity import Resources
-from iqa_ray.cluster.pools import Pool, run_shards
-from iqa_ray.errors import IncompleteError
+from iqa_ray.cluster.missing import do_missing
 from iqa_ray.images.source import ImageSource
-from iqa_ray.progress import Progress
 from iqa_ray.storage.files import read_bytes
 from iqa_ray.storage.parquet import Fingerprints
-from iqa_ray.storage.parts import find_missing, make_fingerprints, mark_missing
+from iqa_ray.storage.parts import make_fingerprints, mark_missing
 from iqa_ray.storage.workspace import Workspace
 
 if TYPE_CHECKING:
     from iqa_ray.training.backbones import Classifier
-
-_SHARD_SIZE = 64
 
 
 def model_file(key: str) -> str:
@@ -102,30 +96,20 @@ def predict_missing(
     key: str,
     source: ImageSource,
     num_actors: int | None,
+    address: str | None,
 ) -> None:
     """Have the images that lack a prediction by the model `key` predicted by Ray actors.
 
     Raises:
         IncompleteError: some have none; the next run goes on.
     """
-    parts = workspace.parts(parts_folder(key))
-    fingerprints = make_fingerprints(_name_labels(images), key)
-    parts.drop_stale(images.column("image_id").combine_chunks(), fingerprints)
-    rows = np.flatnonzero(find_missing(parts.done(), fingerprints))
-    if not len(rows):
-        return
-    columns = images.select(["image_id", "path", "label"])
-    pieces = [rows[start : start + _SHARD_SIZE] for start in range(0, len(rows), _SHARD_SIZE)]
-    shards = [(columns.take(piece), fingerprints[piece]) for piece in pieces]
-    resources = connection.prefer_gpu(Resources(num_cpus=1.0))
-    num_actors = connection.count_actors(num_actors, resources, len(shards))
-    make = partial(ShardPredictor, str(workspace), key, source)
-    with Progress(len(rows), "predict") as progress:
-        pool = Pool(make, shards, num_actors, resources)
-        failures = run_shards([pool], lambda _, __, done: progress.update(done))
-    if failures:
-        raise IncompleteError(
-            f"{len(failures)} of {len(shards)} shards have no predictions: {failures[0].reason}; "
-            "run the same command again to complete them"
-        )
-    parts.drop_repeated(fingerprints)  # another run may have done the same
+    do_missing(
+        workspace.parts(parts_folder(key)),
+        images.select(["image_id", "path", "label"]),
+        make_fingerprints(_name_labels(images), key),
+        partial(ShardPredictor, str(workspace), key, source),
+        num_actors,
+        address,
+        title="predict",
+        problem="have no predictions",
+    )

@@ -5,14 +5,46 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from iqa_ray.cluster.capacity import check_share
 from iqa_ray.config import WorkspaceJob
 from iqa_ray.training.recipe import Recipe
 
 BackboneName = Literal[
     "resnet34", "resnet18", "alexnet", "vgg19", "efficientnet_lite0", "simplenet"
 ]
+
+
+class ParallelRunsJob(WorkspaceJob):
+    """Several trainings side by side, one a seed."""
+
+    seeds: tuple[int, ...] = Field(
+        default=(0, 1, 2, 3, 4), description="one run of each arm a seed, separated by commas"
+    )
+    gpus_per_run: float | None = Field(
+        default=None,
+        ge=0,
+        description="GPUs that each run asks of Ray (default: 0.2 where there are GPUs)",
+    )
+    cpus_per_run: float = Field(
+        default=1.0, gt=0, description="CPUs that each run asks of Ray; a thread each"
+    )
+    restart: bool = Field(default=False, description="forget this command's runs and begin again")
+    log_dir: str | None = Field(
+        default=None,
+        description="write event files for TensorBoard into this folder",
+        json_schema_extra={"metavar": "DIR"},
+    )
+
+    _share = field_validator("gpus_per_run")(check_share)
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or min(seeds) < 0:
+            raise ValueError("give at least one seed, none below 0")
+        return tuple(dict.fromkeys(seeds))
 
 
 class TrainingJob(WorkspaceJob):

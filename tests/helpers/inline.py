@@ -13,12 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from iqa_ray import metrics
-from iqa_ray.cluster import connection
+from iqa_ray.cluster import connection, missing
 from iqa_ray.cluster.pools import Pool
-from iqa_ray.distortion_types import applier
 from iqa_ray.images.decoding import AbsentError, ImageError, hash_content
 from iqa_ray.metrics.deep import make_version
-from iqa_ray.predictions import predictor
 from iqa_ray.scoring import planning, spreading
 from iqa_ray.scoring.cpu_scorer import (
     Score,
@@ -101,8 +99,7 @@ def run_inline(before_shard: BeforeShard = lambda shard: None) -> Iterator[None]
             (spreading, "MeasuredScorer", lambda make, _: make()),
             (spreading, "DeepShardScorer", DeepStandIn),
             (planning, "prepare_weights", describe_weights),
-            (predictor, "run_shards", run_shards),
-            (applier, "run_shards", run_shards),
+            (missing, "run_shards", run_shards),
         ):
             stack.enter_context(mock.patch.object(target, name, stand_in))
         yield

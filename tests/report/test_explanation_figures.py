@@ -11,24 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from iqa_ray.predictions.explanations import ExplainedPair, Explanation, OcclusionMap
-from iqa_ray.report import explanation_figures
 from iqa_ray.report.explanation_figures import blend, draw_explanations
 
 GREY = np.full((20, 20, 3), 128, np.uint8)
-
-
-@pytest.fixture
-def drawn(monkeypatch) -> list[Figure]:
-    """The figures that were drawn; each is also made a PNG file, as ever."""
-    figures: list[Figure] = []
-
-    def keep(figure: Figure) -> bytes:
-        figures.append(figure)
-        return to_png(figure)
-
-    to_png = explanation_figures.to_png
-    monkeypatch.setattr(explanation_figures, "to_png", keep)
-    return figures
 
 
 def make_pair(label: str = "milk", other: str = "juice") -> ExplainedPair:

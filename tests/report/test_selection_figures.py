@@ -8,27 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
-from iqa_ray.report import selection_figures
 from iqa_ray.report.selection_figures import CutoffPanel, draw_coverage, draw_cutoffs
 from iqa_ray.selection.confidence import relate_confidence
 from iqa_ray.selection.coverage import trace_coverage
-
-
-@pytest.fixture
-def drawn(monkeypatch) -> list[Figure]:
-    """The figures that were drawn; each is also made a PNG file, as ever."""
-    figures: list[Figure] = []
-
-    def keep(figure: Figure) -> bytes:
-        figures.append(figure)
-        return to_png(figure)
-
-    to_png = selection_figures.to_png
-    monkeypatch.setattr(selection_figures, "to_png", keep)
-    return figures
 
 
 def make_panel(size: int = 300, **changes) -> CutoffPanel:
