@@ -184,7 +184,10 @@ def _refit(workspace: Workspace, night: Night, job: RescoreJob) -> list[str]:
     A metric for which no cut-off is found keeps its old one. Returns an alert for each of those.
     """
     settings = make_job(CutoffsJob, _last_settings(workspace, "cutoffs", job))
-    outcome = fit_cutoffs(workspace, settings)
+    try:
+        outcome = fit_cutoffs(workspace, settings)
+    except IncompleteError as error:  # no vote could be certified
+        return [f"--refit keeps the old cut-offs: {error}"]
     fitted = outcome.cutoffs
     old = read_cutoffs(workspace) if workspace.has(CUTOFFS_FILE) else {}
     found = {name: cutoff for name, cutoff in fitted.items() if cutoff.value is not None}

@@ -92,6 +92,20 @@ def test_a_night_votes_with_the_cutoffs_that_were_copied_from_another_workspace(
     assert desk.values()["lapm"] == pytest.approx(60, abs=8)
 
 
+def test_a_refit_that_cannot_certify_keeps_the_certified_cutoffs_and_the_night_goes_on(desk):
+    judged = put_group(desk, "x", range(102, 182), 100.5)
+    desk.score("lapm")
+    desk.predict(judged)
+    desk.cutoffs(target_accuracy=0.4, confidence=0.6)
+    before = Path(desk.ws, "cutoffs.json").read_bytes()
+    desk.predict(dict.fromkeys(judged, False))
+    row = desk.rescore(refit=True)
+    (alert,) = row["alerts"]
+    assert alert.startswith("--refit keeps the old cut-offs: nothing could be certified: ")
+    assert Path(desk.ws, "cutoffs.json").read_bytes() == before
+    assert row["num_kept"] is not None
+
+
 def test_a_refit_fits_as_the_last_cutoffs_did(desk):
     judged = put_group(desk, "x", range(104, 152, 8), 100.5)
     desk.score("lapm")
