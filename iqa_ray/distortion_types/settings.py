@@ -98,8 +98,8 @@ class TrainTypesJob(LabelledJob, ParallelRunsJob):
     )
     outputs: Outputs = Field(
         default="softmax",
-        description="softmax with cross-entropy; or sigmoid with binary cross-entropy, which the "
-        "paper prints",
+        description="softmax with cross-entropy; or sigmoid with binary cross-entropy, as Elaraby "
+        "et al. print",
     )
     class_weights: bool = Field(
         default=False, description="weight classes in the loss by one over their number of images"

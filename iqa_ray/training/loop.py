@@ -103,8 +103,8 @@ def compute_loss(
     if loss == "cross_entropy":
         return nn.functional.cross_entropy(outputs, targets, class_weights)
     if loss == "binary_cross_entropy":
-        wanted = nn.functional.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
-        losses = nn.functional.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
+        one_hot = nn.functional.one_hot(targets, outputs.shape[1]).to(outputs.dtype)
+        losses = nn.functional.binary_cross_entropy_with_logits(outputs, one_hot, reduction="none")
         weights = torch.ones_like(losses[:, 0]) if class_weights is None else class_weights[targets]
         return (losses.sum(1) * weights).sum() / weights.sum()
     assert outputs.shape == targets.shape, "they would be broadcast"
