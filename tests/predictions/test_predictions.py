@@ -16,12 +16,11 @@ from pictures import make_texture
 from PIL import Image
 from pyarrow import parquet as pq
 
-from iqa_ray.cluster import connection
+from iqa_ray.cluster import connection, missing
 from iqa_ray.config import dump_settings, make_job
 from iqa_ray.errors import UsageError
 from iqa_ray.images.decoding import hash_content
 from iqa_ray.images.listing import IMAGES_SCHEMA
-from iqa_ray.predictions import predictor
 from iqa_ray.predictions.jobs import run_predict
 from iqa_ray.predictions.settings import PredictJob
 from iqa_ray.predictions.table import (
@@ -63,7 +62,7 @@ def in_this_process(monkeypatch) -> list[int]:
     monkeypatch.setattr(connection, "connect", lambda address: nullcontext())
     monkeypatch.setattr(connection, "count_actors", lambda *_: 1)
     monkeypatch.setattr(connection, "prefer_gpu", lambda resources: resources)
-    for module in (spreading, predictor):
+    for module in (spreading, missing):
         monkeypatch.setattr(module, "run_shards", run_inline)
     monkeypatch.setattr(single, "train_on_ray", train)
     return trainings
