@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from iqa_ray.distortion_types.settings import MOTION_BLUR, PAPER_COUNTS, Mix
-from iqa_ray.distortions import distort
+from iqa_ray.distortions import distort, downscale
 from iqa_ray.errors import UsageError
 from iqa_ray.images.decoding import ImageError
 from iqa_ray.images.listing import read_column
@@ -45,6 +45,9 @@ _MADE_BY = {
     MOTION_BLUR: ("motion_blur",),
 }
 _LEVELS = (1, 2, 3, 4, 5)
+
+# Photographs that are trained on are shrunk by up to this, as far as so many pixels a side are left
+_MAX_SHRINKING, _MIN_SIDE = 1.75, 200
 
 
 def read_labelled(source: ImageSource) -> pd.DataFrame:
@@ -196,6 +199,7 @@ def synthesise(
     seed: int,
     folder: Location,
     on_done: Callable[[int], object],
+    is_shrunk: bool = False,
 ) -> ImageSource:
     """Make distorted copies of photographs in `folder`, as PNG files with a manifest.
 
@@ -203,12 +207,17 @@ def synthesise(
     What is drawn at random for a copy depends on `seed` and on the photograph. The manifest is
     written last: where it is there, everything is.
 
+    Cameras and sizes differ in how sharp a photograph is from pixel to pixel. A network that saw
+    one kind alone would take others for blurred; so those to train on may be shrunk first, each
+    copy by a factor drawn from 1 to _MAX_SHRINKING.
+
     Args:
         photographs: where each lies, and its path there.
         counts: how many images of each class.
         seed: of the order and of noise.
         folder: where to.
         on_done: told of each image that is made: 1.
+        is_shrunk: whether photographs are shrunk before they are distorted.
 
     Returns:
         The manifest's data set: path, label, reference, distortion, severity.
@@ -228,6 +237,8 @@ def synthesise(
             pixels = source.decode(source.read(path))
         except ImageError as error:
             raise UsageError(f"--synthesise-from: {path}: {error}") from None
+        if is_shrunk:
+            pixels = downscale(pixels, _draw_shrinking(pixels, label, path, seed))
         if name:
             pixels = distort(pixels, name, level=level, rng=seed)
         buffer = BytesIO()
@@ -265,21 +276,28 @@ def _draw_level(label: str, number: int) -> tuple[str, int]:
     return names[number // len(_LEVELS) % len(names)], _LEVELS[number % len(_LEVELS)]
 
 
+def _draw_shrinking(pixels: NDArray[np.uint8], label: str, path: str, seed: int) -> float:
+    """By which factor a photograph is shrunk, 1 or more."""
+    rng = np.random.default_rng([seed, *label.encode(), *path.encode()])
+    return max(1.0, min(rng.uniform(1, _MAX_SHRINKING), min(pixels.shape[:2]) / _MIN_SIDE))
+
+
 def find_made(
     folder: Location,
     sources: Sequence[str],
     counts: dict[str, int],
     seed: int,
     on_done: Callable[[int], object],
+    is_shrunk: bool = False,
 ) -> ImageSource:
-    """The images made of the photographs of `sources`, from before or made now.
+    """The images made of the photographs of `sources`, from before or made now (see `synthesise`).
 
     They lie in a folder of `folder` that is named by all that decides them.
 
     Raises:
         UsageError: there are no photographs, or one cannot be decoded.
     """
-    photographs, depends_on = [], [str(counts), str(seed)]
+    photographs, depends_on = [], [str(counts), str(seed), str(is_shrunk)]
     for uri in sources:
         source = ImageSource(locate(uri))
         table = source.list("none").table
@@ -289,4 +307,4 @@ def find_made(
     place = folder / f"images-{key}"
     if is_file(place / MANIFEST_FILE):
         return ImageSource(place / MANIFEST_FILE)
-    return synthesise(photographs, counts, seed, place, on_done)
+    return synthesise(photographs, counts, seed, place, on_done, is_shrunk)

@@ -26,15 +26,16 @@ from iqa_ray.images.decoding import ImageError, hash_content
 from iqa_ray.images.source import ImageSource
 from iqa_ray.training.backbones import check_backbone, find_backbone
 from iqa_ray.training.loop import TRAINING_VERSION
-from iqa_ray.training.recipe import Recipe
+from iqa_ray.training.recipe import Cosine, Recipe
 from iqa_ray.training.runs import Run
 from iqa_ray.training.sharing import Material
 from iqa_ray.weights.backbones import find_weights
 
 # How much larger than its crops the squares are that are kept of images: crops move within that.
 _MARGIN = 128
-# The severity is learnt as a share of the highest; as an error of it, it weighs as the type does.
-_SEVERITY_WEIGHT = 1.0
+# The severity is learnt as a share of the highest, so its squared error is small beside the loss of
+# the type.
+_SEVERITY_WEIGHT = 4.0
 _BATCH_SIZE = 16
 
 
@@ -79,8 +80,10 @@ def plan_runs(job: TrainTypesJob, frame: pd.DataFrame, source: ImageSource) -> P
         freeze_backbone=job.network not in FROM_SCRATCH,
         loss="cross_entropy" if job.outputs == "softmax" else "binary_cross_entropy",
         class_weights=_weigh(train_labels, classes, job.class_weights),
+        schedule=Cosine(warm_up=max(1, job.epochs // 10)),
         severity_weight=_SEVERITY_WEIGHT,
         random_crops=True,
+        bf16_on_cpu=True,
     )
     depends_on = [
         TRAINING_VERSION,

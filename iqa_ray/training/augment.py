@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from iqa_ray.training.pixels import CROP_STEP
 from iqa_ray.training.recipe import Augment
 
 # torchvision's RandomResizedCrop leaves as little as 8%, for ImageNet; codes must stay legible
@@ -43,10 +44,14 @@ def augment_images(images: Tensor, augment: Augment, generator: torch.Generator)
 
 
 def cut_at_random(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """A square of `size` out of each of (N, 3, S, S) images, at full resolution; half mirrored."""
+    """A square of `size` out of each of (N, 3, S, S) images, at full resolution; half mirrored.
+
+    Squares start at multiples of CROP_STEP.
+    """
     number, room = len(images), images.shape[-1] - size
     assert room >= 0, "crops are larger than the images"
-    tops, lefts = torch.randint(room + 1, (2, number), generator=generator).tolist()
+    places = torch.randint(room // CROP_STEP + 1, (2, number), generator=generator)
+    tops, lefts = (places * CROP_STEP).tolist()
     mirrored = (torch.rand(number, generator=generator) < 0.5).tolist()
     crops = [
         image[:, top : top + size, left : left + size]
@@ -57,6 +62,6 @@ def cut_at_random(images: Tensor, size: int, generator: torch.Generator) -> Tens
 
 
 def cut_centre(images: Tensor, size: int) -> Tensor:
-    """The square of `size` in the middle of (N, 3, S, S) images."""
-    start = (images.shape[-1] - size) // 2
+    """The square of `size` in the middle of (N, 3, S, S) images; starts as random ones do."""
+    start = (images.shape[-1] - size) // 2 // CROP_STEP * CROP_STEP
     return images[..., start : start + size, start : start + size]

@@ -45,9 +45,15 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
-    """For training: on a GPU in bf16 where autocast allows it."""
-    return nullcontext() if device.type == "cpu" else torch.autocast(device.type, torch.bfloat16)
+def mixed_precision(
+    device: torch.device, bf16_on_cpu: bool = False
+) -> AbstractContextManager[object]:
+    """For training: in bf16 where autocast allows it, on a GPU; on a CPU that has it, if asked."""
+    if device.type == "cpu" and not (
+        bf16_on_cpu and torch.cpu.get_capabilities().get("avx512_bf16", False)
+    ):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 @contextmanager
@@ -196,7 +202,7 @@ class Trainer:
                 images = cut_at_random(images, self.recipe.image_size, self._generator)
             images = augment_images(images, self.recipe.augment, self._generator)
             self._optimizer.zero_grad(set_to_none=True)
-            with mixed_precision(self._device):
+            with mixed_precision(self._device, self.recipe.bf16_on_cpu):
                 logits = self._network(images).float()
             loss = compute_joint_loss(self.recipe, logits, batch_targets, self._class_weights)
             loss.backward()

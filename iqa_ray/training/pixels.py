@@ -22,6 +22,8 @@ _PLACES = (
     (0.0, 0.5), (1.0, 0.5), (0.5, 0.0), (0.5, 1.0),
 )  # fmt: skip
 MAX_CROPS = len(_PLACES)
+# Crops start at multiples of this: the sides of JPEG's blocks, whose edges then lie alike in all.
+CROP_STEP = 8
 
 
 def cut_crops(image: Pixels, size: int, num_crops: int) -> Pixels:
@@ -30,19 +32,23 @@ def cut_crops(image: Pixels, size: int, num_crops: int) -> Pixels:
     Args:
         image: (H, W, 3) uint8 RGB.
         size: pixels a side.
-        num_crops: 1 to MAX_CROPS: the centre, the corners, the middles of the edges.
+        num_crops: 1 to MAX_CROPS: the centre, the corners, the middles of the edges, each as near
+            as multiples of CROP_STEP come from above and from the left.
 
     Returns:
         (num_crops, size, size, 3) uint8 RGB.
     """
-    missing = [(max(0, size - side)) for side in image.shape[:2]]
+    missing = [max(0, size - side) for side in image.shape[:2]]
     if any(missing):
-        before = [(lack // 2, lack - lack // 2) for lack in missing]
-        image = np.pad(image, [*before, (0, 0)], mode="symmetric")
+        # at the right and below alone, so that blocks stay where they are
+        image = np.pad(image, [*((0, lack) for lack in missing), (0, 0)], mode="symmetric")
     room = (image.shape[0] - size, image.shape[1] - size)
     crops = []
     for down, right in _PLACES[:num_crops]:
-        top, left = int(down * room[0]), int(right * room[1])
+        top, left = (
+            int(share * side) // CROP_STEP * CROP_STEP
+            for share, side in ((down, room[0]), (right, room[1]))
+        )
         crops.append(image[top : top + size, left : left + size])
     return np.stack(crops)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -25,11 +26,21 @@ class Steps:
 
 
 @dataclass(frozen=True)
+class Cosine:
+    """A schedule: the rate rises evenly over `warm_up` epochs, then falls along half a cosine.
+
+    Where training has no more epochs than that, there is no rise.
+    """
+
+    warm_up: int
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How a classifier is trained; optimiser, rate and epochs are Smith et al.'s (section 2.3).
 
     Attributes:
-        lr: the learning rate, in the first epoch.
+        lr: the learning rate; `schedule` says what becomes of it.
         loss: `cross_entropy` of logits, against class indices or probabilities;
             `binary_cross_entropy` of each class's logit, against class indices; `squared_error` of
             outputs, against targets of their shape.
@@ -43,6 +54,7 @@ class Recipe:
             targets are (N, 2): class index, and severity, NaN where it is unknown.
         random_crops: inputs are larger than the network sees. Training cuts a square of
             `image_size` out at random and mirrors half of them; evaluation takes the centre.
+        bf16_on_cpu: training is in bf16 also on CPUs that compute in it.
     """
 
     backbone: str
@@ -59,10 +71,11 @@ class Recipe:
     momentum: float = 0.0
     weight_decay: float = 0.0
     layer_decays: tuple[tuple[str, float], ...] = ()
-    schedule: Steps | None = None
+    schedule: Steps | Cosine | None = None
     class_weights: tuple[float, ...] = ()
     severity_weight: float = 0.0
     random_crops: bool = False
+    bf16_on_cpu: bool = False
 
     def __post_init__(self) -> None:
         assert self.batch_size > 1, "no epoch would have a batch"
@@ -72,7 +85,13 @@ class Recipe:
         """The learning rate in an epoch; the first is 1."""
         if self.schedule is None:
             return self.lr
-        return self.lr * self.schedule.factor ** ((epoch - 1) // self.schedule.every)
+        if isinstance(self.schedule, Steps):
+            return self.lr * self.schedule.factor ** ((epoch - 1) // self.schedule.every)
+        warm_up = self.schedule.warm_up if self.schedule.warm_up < self.epochs else 0
+        if epoch <= warm_up:
+            return self.lr * epoch / (warm_up + 1)
+        share = (epoch - 1 - warm_up) / (self.epochs - warm_up)
+        return self.lr * (1 + math.cos(math.pi * share)) / 2
 
     def find_weight_decay(self, parameter: str) -> float:
         """The weight decay of the parameter of that name."""

@@ -126,10 +126,11 @@ def test_looks_are_words():
 
 
 def test_crops_are_parts_of_the_image_at_full_resolution():
-    image = np.arange(8 * 10 * 3, dtype=np.uint8).reshape(8, 10, 3)
+    """They start at multiples of 8, where blocks of JPEG do."""
+    image = np.random.default_rng(0).integers(256, size=(37, 45, 3), dtype=np.uint8)
     crops = cut_crops(image, 4, 5)
     expected = [
-        image[2:6, 3:7], image[:4, :4], image[4:, 6:], image[:4, 6:], image[4:, :4],
+        image[16:20, 16:20], image[:4, :4], image[32:36, 40:44], image[:4, 40:44], image[32:36, :4],
     ]  # fmt: skip
     np.testing.assert_array_equal(crops, np.stack(expected))
 
@@ -137,6 +138,6 @@ def test_crops_are_parts_of_the_image_at_full_resolution():
 def test_smaller_images_are_mirrored_at_their_edges():
     image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     crop = cut_crops(image, 4, 1)[0]
-    assert crop[:, 0, 0].tolist() == [0, 0, 9, 9]
+    assert crop[:, 0, 0].tolist() == [0, 9, 9, 0]
     assert crop[0, :, 0].tolist() == [0, 3, 6, 6]
     assert cut_crops(image[:1, :1], 64, 1).shape == (1, 64, 64, 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from iqa_ray.training.augment import cut_centre
 from iqa_ray.training.inputs import CentreOf, ChunkedImages
 from iqa_ray.training.loop import start_training
 from iqa_ray.training.pixels import cut_crops, load_pixels
-from iqa_ray.training.recipe import Recipe
+from iqa_ray.training.recipe import Recipe, Steps
 from iqa_ray.training.runs import RunFiles, train_run
 
 RECIPE = Recipe(
@@ -54,9 +56,10 @@ def test_weights_change_what_is_learnt(tmp_path, change):
 
 def test_the_classifier_that_is_kept_is_that_of_the_best_epoch(tmp_path):
     files = RunFiles(locate(tmp_path))
-    run, result = train(files)
+    recipe = replace(RECIPE, schedule=Steps(1, 100.0))  # after the first epoch all is undone
+    run, result = train(files, recipe)
     assert result["best_epoch"] < 3, "the last epoch's would be the same"
-    model = start_training(RECIPE, 2).model
+    model = start_training(recipe, 2).model
     model.load_state_dict(files.read_model(run))
     images = cut_centre(INPUTS[torch.tensor(run.test)], 24)
     with torch.inference_mode():
@@ -75,14 +78,15 @@ def test_no_classifier_is_kept_unless_it_is_asked_for(tmp_path):
 
 
 def test_evaluation_sees_the_centre():
+    """As near as multiples of 8 come to it: of 8 pixels too many none are cut off before it."""
     trainer = start_training(RECIPE, 2)
     changed = PIXELS.copy()
-    changed[:, :4] = 0
-    changed[:, :, 28:] = 255
+    changed[:, 24:] = 0
+    changed[:, :, 24:] = 255
     rows = torch.arange(8)
     expected = trainer.predict(INPUTS, rows)
     np.testing.assert_array_equal(trainer.predict(ChunkedImages([changed]), rows), expected)
-    changed[:, 4] = 0
+    changed[:, 0] = 0
     assert (trainer.predict(ChunkedImages([changed]), rows) != expected).any()
 
 

@@ -27,7 +27,7 @@ from iqa_ray.training.loop import (
     make_optimiser,
     train_classifier,
 )
-from iqa_ray.training.recipe import Recipe, Steps
+from iqa_ray.training.recipe import Cosine, Recipe, Steps
 from iqa_ray.training.runs import Run, RunFiles, train_run
 
 
@@ -119,6 +119,13 @@ def test_steps_multiply_the_learning_rate_after_each_of_them():
     recipe = Recipe("resnet18", lr=0.5, schedule=Steps(2, 0.25))
     assert [recipe.find_lr(epoch) for epoch in range(1, 6)] == [0.5, 0.5, 0.125, 0.125, 0.03125]
     assert Recipe("resnet18", lr=0.5).find_lr(1000) == 0.5
+
+
+def test_a_cosine_rises_to_the_learning_rate_and_falls_from_it():
+    recipe = Recipe("resnet18", lr=0.5, epochs=6, schedule=Cosine(2))
+    expected = [0.5 / 3, 1.0 / 3, 0.5, 0.25 + 0.25 * 0.5**0.5, 0.25, 0.25 - 0.25 * 0.5**0.5]
+    assert [recipe.find_lr(epoch) for epoch in range(1, 7)] == pytest.approx(expected)
+    assert replace(recipe, epochs=2).find_lr(1) == 0.5, "too short to rise"
 
 
 def test_a_layer_s_weight_decay_is_that_of_the_longest_name():
@@ -288,6 +295,8 @@ def test_models_that_were_trained_before_recipes_said_how_to_train_are_found():
         {"weight_decay": 0.5},
         {"layer_decays": (("head", 0.5),)},
         {"schedule": Steps(2, 0.5)},
+        {"schedule": Cosine(2)},
+        {"bf16_on_cpu": True},
     ],
 )
 def test_another_way_to_train_is_another_key(change):

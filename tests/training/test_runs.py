@@ -342,7 +342,7 @@ def tf32():
 def test_evaluation_is_in_full_precision(monkeypatch, tf32):
     """Though training is in bf16, here by the CPU's autocast, and TF32 is allowed on GPUs."""
     bf16 = torch.autocast("cpu", torch.bfloat16)
-    monkeypatch.setattr(loop, "mixed_precision", lambda device: bf16)
+    monkeypatch.setattr(loop, "mixed_precision", lambda *_: bf16)
 
     def note(*_):
         seen.append([torch.is_autocast_enabled("cpu"), *tf32()])
@@ -364,7 +364,13 @@ def test_gpus_train_in_bf16():
     context = loop.mixed_precision(torch.device("cuda"))
     assert isinstance(context, torch.autocast)
     assert context.fast_dtype == torch.bfloat16
-    assert not isinstance(loop.mixed_precision(torch.device("cpu")), torch.autocast)
+
+
+@pytest.mark.parametrize(("has_bf16", "is_asked"), [(True, True), (True, False), (False, True)])
+def test_cpus_that_have_bf16_train_in_it_if_asked(monkeypatch, has_bf16, is_asked):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bf16})
+    context = loop.mixed_precision(torch.device("cpu"), is_asked)
+    assert isinstance(context, torch.autocast) == (has_bf16 and is_asked)
 
 
 def test_confident_errors_are_measured():
