@@ -156,8 +156,8 @@ def _measure_runs(
         A row a model: seed, best_epoch, minutes, device, train_accuracy, history, and the figures
         of `validation` and `test`; and the models' files.
     """
-    from iqa_ray.distortion_types.model import dump_model
-    from iqa_ray.distortion_types.training import calibrate, measure_model
+    from iqa_ray.distortion_types.model import TypesModel, dump_model
+    from iqa_ray.distortion_types.training import calibrate, compute_answers, measure_answers
     from iqa_ray.training.runs import RunFiles
 
     files, rows, models = RunFiles(workspace.location / FOLDER), [], []
@@ -167,9 +167,12 @@ def _measure_runs(
             continue
         seed, epoch = run.recipe.seed, result["best_epoch"]
         state = files.read_model(run)
-        card = replace(plan.card, seed=seed)
-        model = calibrate(card, state, parts["validation"], source)
-        tests = {name: measure_model(model, parts[name], source) for name in ("validation", "test")}
+        model = TypesModel(replace(plan.card, seed=seed), state)
+        answers = {
+            name: compute_answers(model, parts[name], source) for name in ("validation", "test")
+        }
+        card = calibrate(model.card, answers["validation"])
+        tests = {name: measure_answers(card, given) for name, given in answers.items()}
         row = {
             "seed": seed,
             "best_epoch": epoch,
@@ -179,7 +182,7 @@ def _measure_runs(
             "history": result["history"],
         }
         rows.append({**row, **tests})
-        models.append(dump_model(model.card, state))
+        models.append(dump_model(card, state))
         write_bytes(workspace.location / f"{FOLDER}/model-seed{seed}.safetensors", models[-1])
     return rows, models
 
@@ -226,7 +229,7 @@ def run_evaluate(job: EvaluateTypesJob) -> dict[str, Any]:
         UsageError: unusable images or model, or images of a class that the model does not know.
     """
     from iqa_ray.distortion_types.model import load_model
-    from iqa_ray.distortion_types.training import measure_model
+    from iqa_ray.distortion_types.training import compute_answers, measure_answers
 
     start_s = time.monotonic()
     model, key = load_model(job.model)
@@ -240,7 +243,7 @@ def run_evaluate(job: EvaluateTypesJob) -> dict[str, Any]:
             f"{', '.join(model.card.classes)}, and there are images of {', '.join(unknown)}"
         )
     log(f"testing on {len(frame):,} images")
-    figures = measure_model(model, frame, source)
+    figures = measure_answers(model.card, compute_answers(model, frame, source))
     summary = {
         "network": model.card.network,
         "model": key,

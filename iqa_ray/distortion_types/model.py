@@ -73,7 +73,10 @@ class TypesModel:
 
     Args:
         card: how it is used.
-        state: the state of its classifier; half precision is computed in single.
+        state: the state of its classifier.
+
+    Attributes:
+        network: (N, 3, S, S) uint8 RGB to (N, C + 1) outputs, on its device.
     """
 
     def __init__(self, card: ModelCard, state: dict[str, torch.Tensor]) -> None:
@@ -81,8 +84,8 @@ class TypesModel:
         model = backbones.create(card.network, len(card.classes) + 1)
         model.load_state_dict(state)
         model.to(memory_format=torch.channels_last)
-        self._model = model.to(pick_device()).eval()
-        self._device = self._model.head.weight.device
+        self.network = model.to(pick_device()).eval()
+        self._device = self.network.head.weight.device
 
     @torch.inference_mode()
     def compute_outputs(
@@ -101,7 +104,9 @@ class TypesModel:
         cut = [cut_crops(image, size, number) for image in images]
         crops = torch.from_numpy(np.concatenate(cut)).permute(0, 3, 1, 2)
         with full_precision():
-            found = [self._model(batch.to(self._device)).cpu() for batch in crops.split(batch_size)]
+            found = [
+                self.network(batch.to(self._device)).cpu() for batch in crops.split(batch_size)
+            ]
         outputs = torch.cat(found).view(len(images), number, -1).mean(1).numpy()
         if not np.isfinite(outputs).all():
             raise DivergedError("outputs of the network are not numbers")

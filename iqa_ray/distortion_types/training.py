@@ -121,44 +121,30 @@ def _weigh(
     return tuple(float(len(labels) / (len(classes) * count)) for count in counts)
 
 
-def calibrate(
-    card: ModelCard, state: dict[str, Any], frame: pd.DataFrame, source: ImageSource
-) -> TypesModel:
-    """The model with a temperature and a limit of `none` that suit the images of `frame`."""
-    model = TypesModel(card, state)
-    logits, _, labels, _, _ = compute_all(model, frame, source)
-    temperature = fit_temperature(logits, labels, card.outputs)
-    probabilities = compute_probabilities(logits, temperature, card.outputs)
-    model.card = replace(card, temperature=temperature, none_below=find_none_below(probabilities))
-    return model
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of labelled images, and what is true.
 
-
-def measure_model(model: TypesModel, frame: pd.DataFrame, source: ImageSource) -> dict[str, Any]:
-    """All figures of a model on the images of `frame` (see `evaluate_outputs`).
-
-    `num_mirrored` are those smaller than a crop, which were mirrored at their edges.
+    Attributes:
+        logits: (n, C).
+        severities: (n,) 0 to 5.
+        labels: (n,) true classes.
+        true_severities: (n,) 0 to 5; NaN where unknown.
+        num_mirrored: how many images are smaller than a crop, and were mirrored at their edges.
     """
-    card = model.card
-    logits, severities, labels, true_severities, num_mirrored = compute_all(model, frame, source)
-    figures = evaluate_outputs(
-        logits,
-        severities,
-        labels,
-        true_severities,
-        card.classes,
-        card.temperature,
-        card.none_below,
-        card.outputs,
-    )
-    return {**figures, "num_mirrored": num_mirrored}
+
+    logits: NDArray[np.float32]
+    severities: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    true_severities: NDArray[np.float64]
+    num_mirrored: int
 
 
-def compute_all(
-    model: TypesModel, frame: pd.DataFrame, source: ImageSource
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.float64], int]:
-    """Logits, severities, true classes and true severities of the images that can be decoded.
+def compute_answers(model: TypesModel, frame: pd.DataFrame, source: ImageSource) -> Answers:
+    """The answers for those images of `frame` that can be decoded.
 
-    Last comes the number of images that are smaller than a crop.
+    Raises:
+        UsageError: none can.
     """
     logits, severities, places, num_mirrored = [], [], [], 0
     for start in range(0, len(frame), _BATCH_SIZE):
@@ -178,10 +164,32 @@ def compute_all(
         raise UsageError(f"{source.root}: none of its images can be decoded")
     used = frame.iloc[places]
     labels = used["label"].map(list(model.card.classes).index)
-    return (
+    return Answers(
         np.concatenate(logits),
         np.concatenate(severities),
         np.asarray(labels, np.int64),
         np.asarray(used["severity"], np.float64),
         num_mirrored,
     )
+
+
+def calibrate(card: ModelCard, answers: Answers) -> ModelCard:
+    """The card with a temperature and a limit of `none` that suit the answers."""
+    temperature = fit_temperature(answers.logits, answers.labels, card.outputs)
+    probabilities = compute_probabilities(answers.logits, temperature, card.outputs)
+    return replace(card, temperature=temperature, none_below=find_none_below(probabilities))
+
+
+def measure_answers(card: ModelCard, answers: Answers) -> dict[str, Any]:
+    """All figures of answers (see `evaluate_outputs`), and `num_mirrored`."""
+    figures = evaluate_outputs(
+        answers.logits,
+        answers.severities,
+        answers.labels,
+        answers.true_severities,
+        card.classes,
+        card.temperature,
+        card.none_below,
+        card.outputs,
+    )
+    return {**figures, "num_mirrored": answers.num_mirrored}
