@@ -36,6 +36,8 @@ _MARGIN = 128
 # The severity is learnt as a share of the highest, so its squared error is small beside the loss of
 # the type.
 _SEVERITY_WEIGHT = 4.0
+# The share of training in which the learning rate rises.
+_WARM_UP = 0.2
 _BATCH_SIZE = 16
 
 
@@ -80,7 +82,7 @@ def plan_runs(job: TrainTypesJob, frame: pd.DataFrame, source: ImageSource) -> P
         freeze_backbone=job.network not in FROM_SCRATCH,
         loss="cross_entropy" if job.outputs == "softmax" else "binary_cross_entropy",
         class_weights=_weigh(train_labels, classes, job.class_weights),
-        schedule=Cosine(warm_up=max(1, job.epochs // 10)),
+        schedule=Cosine(_WARM_UP),
         severity_weight=_SEVERITY_WEIGHT,
         random_crops=True,
         bf16_on_cpu=True,

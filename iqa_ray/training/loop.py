@@ -190,12 +190,12 @@ class Trainer:
             DivergedError: the loss is not a number.
         """
         self._network.train()
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.recipe.find_lr(epoch)
         order = rows[torch.randperm(len(rows), generator=self._generator)]
         batches = [batch for batch in order.split(self.recipe.batch_size) if len(batch) > 1]
         total = torch.zeros(2, device=self._device)
-        for batch in batches:
+        for step, batch in enumerate(batches):
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.recipe.find_lr(epoch - 1 + (step + 0.5) / len(batches))
             batch_targets = targets[batch].to(self._device)
             images = inputs[batch].to(self._device)
             if self.recipe.random_crops and images.dim() == 4:

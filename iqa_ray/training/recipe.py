@@ -27,12 +27,12 @@ class Steps:
 
 @dataclass(frozen=True)
 class Cosine:
-    """A schedule: the rate rises evenly over `warm_up` epochs, then falls along half a cosine.
+    """A schedule: the learning rate rises evenly from 0, then falls along half a cosine to 0.
 
-    Where training has no more epochs than that, there is no rise.
+    It changes with every step; it rises over the share `warm_up` of training, in [0, 1).
     """
 
-    warm_up: int
+    warm_up: float
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,16 @@ class Recipe:
         assert self.batch_size > 1, "no epoch would have a batch"
         assert self.optimiser == "sgd" or not self.momentum, "Adam has moments of its own"
 
-    def find_lr(self, epoch: int) -> float:
-        """The learning rate in an epoch; the first is 1."""
+    def find_lr(self, done: float) -> float:
+        """The learning rate when `done` epochs are done, parts of epochs included."""
         if self.schedule is None:
             return self.lr
         if isinstance(self.schedule, Steps):
-            return self.lr * self.schedule.factor ** ((epoch - 1) // self.schedule.every)
-        warm_up = self.schedule.warm_up if self.schedule.warm_up < self.epochs else 0
-        if epoch <= warm_up:
-            return self.lr * epoch / (warm_up + 1)
-        share = (epoch - 1 - warm_up) / (self.epochs - warm_up)
+            return self.lr * self.schedule.factor ** (int(done) // self.schedule.every)
+        warm_up = self.schedule.warm_up * self.epochs
+        if done < warm_up:
+            return self.lr * done / warm_up
+        share = (done - warm_up) / (self.epochs - warm_up)
         return self.lr * (1 + math.cos(math.pi * share)) / 2
 
     def find_weight_decay(self, parameter: str) -> float:

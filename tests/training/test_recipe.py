@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from trainings import INPUTS, TARGETS
 
 from iqa_ray.experiments import arms
 from iqa_ray.experiments.settings import CompareJob
@@ -25,6 +26,7 @@ from iqa_ray.training.loop import (
     compute_features,
     compute_loss,
     make_optimiser,
+    start_training,
     train_classifier,
 )
 from iqa_ray.training.recipe import Cosine, Recipe, Steps
@@ -117,15 +119,30 @@ def test_an_optimiser_is_as_it_was_when_interrupted_runs_wrote_its_state():
 
 def test_steps_multiply_the_learning_rate_after_each_of_them():
     recipe = Recipe("resnet18", lr=0.5, schedule=Steps(2, 0.25))
-    assert [recipe.find_lr(epoch) for epoch in range(1, 6)] == [0.5, 0.5, 0.125, 0.125, 0.03125]
+    assert [recipe.find_lr(done) for done in range(5)] == [0.5, 0.5, 0.125, 0.125, 0.03125]
+    assert recipe.find_lr(1.99) == 0.5
     assert Recipe("resnet18", lr=0.5).find_lr(1000) == 0.5
 
 
 def test_a_cosine_rises_to_the_learning_rate_and_falls_from_it():
-    recipe = Recipe("resnet18", lr=0.5, epochs=6, schedule=Cosine(2))
-    expected = [0.5 / 3, 1.0 / 3, 0.5, 0.25 + 0.25 * 0.5**0.5, 0.25, 0.25 - 0.25 * 0.5**0.5]
-    assert [recipe.find_lr(epoch) for epoch in range(1, 7)] == pytest.approx(expected)
-    assert replace(recipe, epochs=2).find_lr(1) == 0.5, "too short to rise"
+    recipe = Recipe("resnet18", lr=0.5, epochs=8, schedule=Cosine(0.25))
+    high, low = 0.25 + 0.25 * 0.5**0.5, 0.25 - 0.25 * 0.5**0.5
+    expected = {0: 0, 0.5: 0.125, 1: 0.25, 2: 0.5, 3.5: high, 5: 0.25, 6.5: low, 8: 0}
+    found = {done: recipe.find_lr(done) for done in expected}
+    assert found == pytest.approx(expected)
+
+
+def test_the_learning_rate_changes_with_every_step(monkeypatch):
+    recipe = Recipe("resnet18", "none", 3, 32, 16, 1e-3, schedule=Cosine(0.0))
+    trainer, seen = start_training(recipe, 2), []
+    step = trainer._optimizer.step
+    monkeypatch.setattr(
+        trainer._optimizer,
+        "step",
+        lambda: (seen.append(trainer._optimizer.param_groups[0]["lr"]), step()),
+    )
+    trainer.train_epoch(2, INPUTS, TARGETS, torch.arange(32))
+    assert seen == [recipe.find_lr(1.25), recipe.find_lr(1.75)]
 
 
 def test_a_layer_s_weight_decay_is_that_of_the_longest_name():
@@ -295,7 +312,7 @@ def test_models_that_were_trained_before_recipes_said_how_to_train_are_found():
         {"weight_decay": 0.5},
         {"layer_decays": (("head", 0.5),)},
         {"schedule": Steps(2, 0.5)},
-        {"schedule": Cosine(2)},
+        {"schedule": Cosine(0.5)},
         {"bf16_on_cpu": True},
     ],
 )
