@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -38,11 +39,14 @@ def labelled(tmp_path):
     return make_labelled(tmp_path, 12, 64)
 
 
-def make_labelled(folder, num_photographs, size):
+EASY = (("refimgs", None), ("gblur", "gaussian_blur"), ("wn", "noise"))
+
+
+def make_labelled(folder, num_photographs, size, classes=EASY):
     rows = []
     for number in range(num_photographs):
         image = make_texture(number, size, size)
-        for label, name in (("refimgs", None), ("gblur", "gaussian_blur"), ("wn", "noise")):
+        for label, name in classes:
             level = number % 5 + 1 if name else 0
             made = distort(image, name, level=level) if name else image
             Image.fromarray(made).save(folder / f"{label}{number}.png")
@@ -195,6 +199,32 @@ def test_a_pretrained_network_trains_its_last_layer_alone(tmp_path, labelled):
     same = {name for name in before if torch.equal(before[name].half().float(), after[name])
             or not before[name].is_floating_point()}  # fmt: skip
     assert before.keys() - same == {"head.weight", "head.bias"}
+
+
+@pytest.mark.slow
+def test_two_minutes_teach_three_classes_on_photographs_never_seen(tmp_path):
+    classes = (("gblur", "gaussian_blur"), ("jpeg", "jpeg"), ("fastfading", "fast_fading"))
+    labelled = make_labelled(tmp_path, 60, 128, classes)
+    start_s = time.monotonic()
+    summary = train(tmp_path, labelled, epochs=24, batch_size=16, lr=2e-3)
+    assert time.monotonic() - start_s < 120
+    test = summary["runs"][0]["test"]
+    assert test["num_images"] == 36
+    assert test["accuracy"] >= 0.8, "chance is 1/3"
+
+
+@pytest.mark.slow
+def test_inception_resnet_v2_is_loaded_from_a_file_and_its_last_layer_trained(tmp_path, labelled):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = timm.create_model("inception_resnet_v2", pretrained=False)
+    torch.save(network.state_dict(), tmp_path / "inception_resnet_v2-940b1cd6.pth")
+    given = {"network": "inception_resnet_v2", "crop_size": None, "batch_size": 4}
+    train(tmp_path, labelled, **given, weights=str(tmp_path / "inception_resnet_v2-940b1cd6.pth"))
+    model, _ = load_model(str(tmp_path / "ws/distortion_types/model.safetensors"))
+    assert model.card.crop_size == 299
+    kept = model.network.state_dict()["features.conv2d_1a.conv.weight"]
+    assert torch.equal(kept, network.state_dict()["conv2d_1a.conv.weight"].half().float())
 
 
 # --- the loss of two heads ----------------------------------------------------------------------
