@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO, StringIO
 from pathlib import PurePosixPath
 
+import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -46,8 +47,11 @@ _MADE_BY = {
 }
 _LEVELS = (1, 2, 3, 4, 5)
 
-# Photographs that are trained on are shrunk by up to this, as far as so many pixels a side are left
-_MAX_SHRINKING, _MIN_SIDE = 1.75, 200
+# What cameras and programs do to photographs that still count as clean: shrink them, as far as so
+# many pixels a side are left; sharpen them; and keep them as JPEG files of good quality.
+_MAX_SHRINKING, _MIN_SIDE = 2.5, 128
+_MAX_SHARPENING, _SHARPENING_SIGMA = 1.0, 1.0
+_GOOD_QUALITIES = (75, 98)
 
 
 def read_labelled(source: ImageSource) -> pd.DataFrame:
@@ -199,7 +203,7 @@ def synthesise(
     seed: int,
     folder: Location,
     on_done: Callable[[int], object],
-    is_shrunk: bool = False,
+    is_varied: bool = False,
 ) -> ImageSource:
     """Make distorted copies of photographs in `folder`, as PNG files with a manifest.
 
@@ -207,9 +211,9 @@ def synthesise(
     What is drawn at random for a copy depends on `seed` and on the photograph. The manifest is
     written last: where it is there, everything is.
 
-    Cameras and sizes differ in how sharp a photograph is from pixel to pixel. A network that saw
-    one kind alone would take others for blurred; so those to train on may be shrunk first, each
-    copy by a factor drawn from 1 to _MAX_SHRINKING.
+    Collections differ in how sharp their photographs are from pixel to pixel, and in what JPEG left
+    in them. A network that saw one collection alone would take others for distorted, so those to
+    train on may be varied first (`vary_photograph`).
 
     Args:
         photographs: where each lies, and its path there.
@@ -217,7 +221,7 @@ def synthesise(
         seed: of the order and of noise.
         folder: where to.
         on_done: told of each image that is made: 1.
-        is_shrunk: whether photographs are shrunk before they are distorted.
+        is_varied: whether photographs are varied before they are distorted.
 
     Returns:
         The manifest's data set: path, label, reference, distortion, severity.
@@ -237,8 +241,9 @@ def synthesise(
             pixels = source.decode(source.read(path))
         except ImageError as error:
             raise UsageError(f"--synthesise-from: {path}: {error}") from None
-        if is_shrunk:
-            pixels = downscale(pixels, _draw_shrinking(pixels, label, path, seed))
+        if is_varied:
+            rng = np.random.default_rng([seed, *label.encode(), *path.encode()])
+            pixels = vary_photograph(pixels, rng)
         if name:
             pixels = distort(pixels, name, level=level, rng=seed)
         buffer = BytesIO()
@@ -276,10 +281,31 @@ def _draw_level(label: str, number: int) -> tuple[str, int]:
     return names[number // len(_LEVELS) % len(names)], _LEVELS[number % len(_LEVELS)]
 
 
-def _draw_shrinking(pixels: NDArray[np.uint8], label: str, path: str, seed: int) -> float:
-    """By which factor a photograph is shrunk, 1 or more."""
-    rng = np.random.default_rng([seed, *label.encode(), *path.encode()])
-    return max(1.0, min(rng.uniform(1, _MAX_SHRINKING), min(pixels.shape[:2]) / _MIN_SIDE))
+def vary_photograph(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The photograph as another camera or program might have kept it, still clean.
+
+    Two thirds are shrunk, by up to _MAX_SHRINKING; half are sharpened by an unsharp mask; and two
+    thirds are encoded as JPEG of a quality in _GOOD_QUALITIES, all of them drawn evenly.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        rng: what is drawn.
+
+    Returns:
+        (H', W', 3) uint8 RGB.
+    """
+    draws = rng.random(3)
+    shrinking = min(rng.uniform(1, _MAX_SHRINKING), min(pixels.shape[:2]) / _MIN_SIDE)
+    amount = rng.uniform(0, _MAX_SHARPENING)
+    quality = int(rng.integers(*_GOOD_QUALITIES, endpoint=True))
+    if draws[0] < 2 / 3 and shrinking > 1:
+        pixels = downscale(pixels, shrinking)
+    if draws[1] < 1 / 2:
+        blurred = cv2.GaussianBlur(pixels, (0, 0), _SHARPENING_SIGMA)
+        pixels = cv2.addWeighted(pixels, 1 + amount, blurred, -amount, 0).astype(np.uint8)
+    if draws[2] < 2 / 3:
+        pixels = distort(pixels, "jpeg", parameter=quality)
+    return pixels
 
 
 def find_made(
@@ -288,7 +314,7 @@ def find_made(
     counts: dict[str, int],
     seed: int,
     on_done: Callable[[int], object],
-    is_shrunk: bool = False,
+    is_varied: bool = False,
 ) -> ImageSource:
     """The images made of the photographs of `sources`, from before or made now (see `synthesise`).
 
@@ -297,7 +323,7 @@ def find_made(
     Raises:
         UsageError: there are no photographs, or one cannot be decoded.
     """
-    photographs, depends_on = [], [str(counts), str(seed), str(is_shrunk)]
+    photographs, depends_on = [], [str(counts), str(seed), str(is_varied)]
     for uri in sources:
         source = ImageSource(locate(uri))
         table = source.list("none").table
@@ -307,4 +333,4 @@ def find_made(
     place = folder / f"images-{key}"
     if is_file(place / MANIFEST_FILE):
         return ImageSource(place / MANIFEST_FILE)
-    return synthesise(photographs, counts, seed, place, on_done, is_shrunk)
+    return synthesise(photographs, counts, seed, place, on_done, is_varied)

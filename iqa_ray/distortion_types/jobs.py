@@ -77,7 +77,7 @@ def run_train(job: TrainTypesJob) -> dict[str, Any]:
         check_log_dir(job.log_dir)
     workspace = Workspace(job.workspace)
     workspace.prepare()
-    source = _find_source(workspace, job, is_shrunk=True)
+    source = _find_source(workspace, job, is_varied=True)
     frame = _read_frame(source)
     frame["part"] = split_references(frame, job.split_seed)
     plan = training.plan_runs(job, frame, source)
@@ -99,15 +99,15 @@ def run_train(job: TrainTypesJob) -> dict[str, Any]:
     return summary
 
 
-def _find_source(workspace: Workspace, job: LabelledJob, is_shrunk: bool = False) -> ImageSource:
-    """The labelled images, which may have to be made, of photographs that are shrunk or not."""
+def _find_source(workspace: Workspace, job: LabelledJob, is_varied: bool = False) -> ImageSource:
+    """The labelled images, which may have to be made, of photographs that are varied or not."""
     if job.data is not None:
         return ImageSource(locate(job.data))
     counts = plan_counts(job.num_images, job.mix, job.motion_blur)
     with Progress(job.num_images, "distort photographs") as progress:
         return find_made(
             workspace.location / FOLDER, job.synthesise_from, counts, job.split_seed,
-            progress.update, is_shrunk,
+            progress.update, is_varied,
         )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from iqa_ray.training.sharing import Material
 from iqa_ray.weights.backbones import find_weights
 
 # How much larger than its crops the squares are that are kept of images: crops move within that.
+# The features of a frozen network are those of one crop.
 _MARGIN = 128
 # The severity is learnt as a share of the highest, so its squared error is small beside the loss of
 # the type.
@@ -105,7 +106,7 @@ def plan_runs(job: TrainTypesJob, frame: pd.DataFrame, source: ImageSource) -> P
         targets=targets,
         num_classes=len(classes),
         weights={job.network: content},
-        image_size=crop_size + _MARGIN,
+        image_size=crop_size if recipe.freeze_backbone else crop_size + _MARGIN,
         source=source,
         fit="crop",
     )

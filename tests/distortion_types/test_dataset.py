@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,9 +16,10 @@ from iqa_ray.distortion_types.dataset import (
     plan_counts,
     read_labelled,
     split_references,
+    vary_photograph,
 )
 from iqa_ray.distortion_types.settings import PAPER_COUNTS
-from iqa_ray.distortions import distort
+from iqa_ray.distortions import distort, downscale
 from iqa_ray.errors import UsageError
 from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import locate
@@ -32,9 +34,9 @@ def photographs(tmp_path):
     return folder
 
 
-def make(photographs, folder, num_images=70, mix="balanced", seed=0):
+def make(photographs, folder, num_images=70, mix="balanced", seed=0, is_varied=False):
     counts, made = plan_counts(num_images, mix, False), []
-    source = find_made(locate(folder), [str(photographs)], counts, seed, made.append)
+    source = find_made(locate(folder), [str(photographs)], counts, seed, made.append, is_varied)
     return source, len(made)
 
 
@@ -108,6 +110,57 @@ def test_images_are_made_once_and_again_for_other_settings(photographs, tmp_path
     other, num_made = make(photographs, tmp_path / "made", seed=1)
     assert other != first
     assert num_made == 70
+
+
+class Drawn:
+    """A generator whose draws are given: shrunk?, sharpened?, encoded?; by how much."""
+
+    def __init__(self, draws, **amounts):
+        self.draws, self.amounts = draws, amounts
+
+    def random(self, number):
+        assert number == 3
+        return np.array(self.draws)
+
+    def uniform(self, low, high):
+        return self.amounts.get("shrinking" if low == 1 else "sharpening", low)
+
+    def integers(self, low, high, endpoint):
+        assert (low, high, endpoint) == (75, 98, True)
+        return self.amounts.get("quality", low)
+
+
+def test_a_clean_photograph_is_varied_as_cameras_and_programs_do():
+    image = make_texture(3, 256, 300)
+    np.testing.assert_array_equal(vary_photograph(image, Drawn([0.7, 0.6, 0.7])), image)
+    shrunk = vary_photograph(image, Drawn([0.6, 1, 1], shrinking=1.5))
+    np.testing.assert_array_equal(shrunk, downscale(image, 1.5))
+    assert min(vary_photograph(image, Drawn([0.6, 1, 1], shrinking=2.5)).shape[:2]) == 128
+    encoded = vary_photograph(image, Drawn([1, 1, 0.6], quality=80))
+    np.testing.assert_array_equal(encoded, distort(image, "jpeg", parameter=80))
+    sharp = vary_photograph(image, Drawn([1, 0.4, 1], sharpening=1.0)).astype(float)
+    blurred = cv2.GaussianBlur(image, (0, 0), 1.0).astype(float)
+    np.testing.assert_array_equal(sharp, np.clip(2 * image.astype(float) - blurred, 0, 255))
+
+
+def test_a_photograph_too_small_to_be_shrunk_keeps_its_size():
+    image = make_texture(3, 100, 120)
+    varied = vary_photograph(image, Drawn([0.6, 1, 1], shrinking=2.0))
+    np.testing.assert_array_equal(varied, image)
+
+
+def test_photographs_to_train_on_are_varied_and_others_are_not(photographs, tmp_path):
+    plain, _ = make(photographs, tmp_path / "made")
+    varied, num_made = make(photographs, tmp_path / "made", is_varied=True)
+    assert num_made == 70
+    folders = [Path(source.root.path).parent for source in (plain, varied)]
+    names = [f"refimgs/{number:05}.png" for number in range(10)]
+    same = [len({(folder / name).read_bytes() for folder in folders}) == 1 for name in names]
+    assert 0 < sum(same) < 10
+    again, _ = make(photographs, tmp_path / "again", is_varied=True)
+    for name in (*names, "wn/00003.png"):
+        other = Path(again.root.path).parent / name
+        assert other.read_bytes() == (folders[1] / name).read_bytes()
 
 
 def test_a_making_that_was_cut_short_is_done_again(photographs, tmp_path):
