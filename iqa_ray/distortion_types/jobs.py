@@ -15,12 +15,7 @@ from pyarrow import compute as pc
 
 from iqa_ray.cluster import connection
 from iqa_ray.distortion_types.applier import apply_missing
-from iqa_ray.distortion_types.dataset import (
-    find_made,
-    plan_counts,
-    read_labelled,
-    split_references,
-)
+from iqa_ray.distortion_types.dataset import read_labelled, split_references
 from iqa_ray.distortion_types.evaluation import format_evaluation
 from iqa_ray.distortion_types.settings import (
     ApplyTypesJob,
@@ -28,12 +23,14 @@ from iqa_ray.distortion_types.settings import (
     LabelledJob,
     TrainTypesJob,
 )
+from iqa_ray.distortion_types.synthesis import find_made, plan_counts
 from iqa_ray.distortion_types.table import DISTORTIONS_FILE, read_found
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.experiments.live import LiveRuns, check_log_dir
 from iqa_ray.images.listing import IMAGES_FILE, IMAGES_SCHEMA
 from iqa_ray.images.source import ImageSource
 from iqa_ray.progress import Progress, log
+from iqa_ray.report.type_figures import draw_training
 from iqa_ray.storage.files import locate, write_bytes
 from iqa_ray.storage.parquet import record_of
 from iqa_ray.storage.workspace import Workspace
@@ -45,6 +42,7 @@ if TYPE_CHECKING:  # PyTorch is for those that train
 FOLDER = "distortion_types"
 MODEL_FILE = f"{FOLDER}/model.safetensors"
 TRAINING_FILE = f"{FOLDER}/training.json"
+FIGURE_FILE = f"{FOLDER}/training.png"
 EVALUATION_FILE = f"{FOLDER}/evaluation.json"
 SPLITS_FILE = f"{FOLDER}/splits.parquet"
 SPLITS_SCHEMA = pa.schema(
@@ -64,7 +62,8 @@ def run_train(job: TrainTypesJob) -> dict[str, Any]:
     """Train what is not trained yet, test every seed, and keep the model of the best one.
 
     The best is that of the highest accuracy on validation images, then the first. Writes
-    SPLITS_FILE, TRAINING_FILE, MODEL_FILE and `model-seed<N>.safetensors` of every seed.
+    SPLITS_FILE, TRAINING_FILE, FIGURE_FILE, MODEL_FILE and `model-seed<N>.safetensors` of every
+    seed.
 
     Raises:
         UsageError: unusable images or weights.
@@ -91,6 +90,7 @@ def run_train(job: TrainTypesJob) -> dict[str, Any]:
         best = int(np.argmax([row["validation"]["accuracy"] for row in rows]))
         write_bytes(workspace.location / MODEL_FILE, models[best])
         workspace.write_json(TRAINING_FILE, summary)
+        write_bytes(workspace.location / FIGURE_FILE, draw_training(rows, best))
     if len(rows) < len(plan.runs):
         raise IncompleteError(
             f"{len(plan.runs) - len(rows)} of {len(plan.runs)} runs gave no result; the same "
@@ -321,7 +321,8 @@ def describe_train(summary: dict[str, Any]) -> str:
         spread = "" if figure["sd"] is None else f" ± {figure['sd']:.1%}"
         lines.append(f"{name.replace('_', ' ')}: {figure['mean']:.1%}{spread}")
     lines.append(format_evaluation(summary["runs"][0]["test"]))
-    lines.append(f"written: {summary['workspace']}/{MODEL_FILE} and {TRAINING_FILE}")
+    files = f"{TRAINING_FILE} and {FIGURE_FILE}"
+    lines.append(f"written: {summary['workspace']}/{MODEL_FILE}, {files}")
     return "\n".join(lines)
 
 

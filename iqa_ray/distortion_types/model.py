@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from iqa_ray.distortion_types.dataset import CLASSES
+from iqa_ray.distortion_types.dataset import CLASSES, MAX_SEVERITY
 from iqa_ray.distortion_types.evaluation import compute_probabilities
 from iqa_ray.distortion_types.settings import Outputs
 from iqa_ray.errors import UsageError
@@ -27,7 +27,6 @@ from iqa_ray.training.pixels import MAX_CROPS, Pixels, cut_crops
 PACKAGED_MODEL = Path(__file__).parent / "params" / "simplenet.safetensors"
 FORMAT_VERSION = 1
 NONE = "none"
-MAX_SEVERITY = 5
 
 _RECORD = "iqa_ray"
 

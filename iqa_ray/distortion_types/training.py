@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from iqa_ray.distortion_types.dataset import CLASSES
+from iqa_ray.distortion_types.dataset import CLASSES, MAX_SEVERITY
 from iqa_ray.distortion_types.evaluation import (
     compute_probabilities,
     evaluate_outputs,
     find_none_below,
     fit_temperature,
 )
-from iqa_ray.distortion_types.model import MAX_SEVERITY, ModelCard, TypesModel
+from iqa_ray.distortion_types.model import ModelCard, TypesModel
 from iqa_ray.distortion_types.settings import FROM_SCRATCH, TrainTypesJob
 from iqa_ray.errors import UsageError
 from iqa_ray.images.decoding import ImageError, hash_content
