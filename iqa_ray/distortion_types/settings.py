@@ -82,13 +82,18 @@ class TrainTypesJob(LabelledJob, ParallelRunsJob):
     )
     seeds: tuple[int, ...] = Field(default=(0,), description="one run a seed, separated by commas")
     epochs: int = Field(default=50, ge=1, description="passes over the training images")
-    batch_size: int = Field(default=32, ge=2, description="images a training step")
-    lr: float = Field(default=1e-3, gt=0, description="learning rate of Adam")
+    batch_size: int = Field(default=64, ge=2, description="images a training step")
+    lr: float = Field(
+        default=2e-3,
+        gt=0,
+        description="highest learning rate of Adam; it rises to it and falls to 0",
+    )
     crop_size: int | None = Field(
         default=None,
         ge=64,
         description="pixels a side of the crops that the network sees, at full resolution "
-        "(default: 256, and 224 for efficientnet_lite0, 299 for inception_resnet_v2)",
+        "(default: 96, and 256 for simplenet, 224 for efficientnet_lite0, 299 for "
+        "inception_resnet_v2)",
     )
     num_crops: int = Field(
         default=5,
