@@ -43,9 +43,9 @@ def main() -> None:
     settings = f"--crop-size {SIDE} --epochs {arguments.epochs} --cpus-per-run 2"
     for name, images, num_crops in (("crops", manifest, 5), ("whole", resized, 1)):
         workspace = shlex.quote(str(arguments.out / name))
-        data = shlex.quote(str(images))
         run(
-            f"iqa-ray distortions train {data} --workspace {workspace} --num-crops {num_crops} {settings}"
+            f"iqa-ray distortions train {shlex.quote(str(images))} --workspace {workspace} "
+            f"--num-crops {num_crops} {settings}"
         )
 
 
