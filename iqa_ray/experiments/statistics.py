@@ -63,7 +63,7 @@ class Difference:
 
     Attributes:
         difference: the mean.
-        low, high: ends of its 95% t interval.
+        low, high: ends of its t interval, of 95% unless another level is asked for.
         t_p: two-sided p of the paired t-test.
         wilcoxon_p: two-sided exact p of Wilcoxon's signed-rank test, zero differences left out.
     """
@@ -75,11 +75,11 @@ class Difference:
     wilcoxon_p: float = np.nan
 
 
-def measure_difference(differences: Floats) -> Difference:
+def measure_difference(differences: Floats, level: float = _LEVEL) -> Difference:
     """The mean of (n,) paired differences, and whether it could be zero.
 
-    Interval and t-test need two differences that are not all the same: without a spread there is
-    nothing to judge the mean by.
+    `level` is that of the interval. Interval and t-test need two differences that are not all the
+    same: without a spread there is nothing to judge the mean by.
     """
     if not len(differences):
         return Difference()
@@ -88,7 +88,7 @@ def measure_difference(differences: Floats) -> Difference:
         return Difference(mean, wilcoxon_p=wilcoxon_p)
     freedom = len(differences) - 1
     error = float(differences.std(ddof=1)) / np.sqrt(len(differences))
-    margin = float(stats.t.ppf((1 + _LEVEL) / 2, freedom)) * error
+    margin = float(stats.t.ppf((1 + level) / 2, freedom)) * error
     t_p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
     return Difference(mean, mean - margin, mean + margin, t_p, wilcoxon_p)
 
@@ -234,7 +234,7 @@ def format_comparison(summary: pd.DataFrame, comparison: pd.DataFrame) -> str:
             name = "" if place else str(backbone)
             quality = _QUALITIES.get(row["arm"], row["arm"])
             rows.append([name, quality, *_format_results(row, best)])
-    table = _tabulate(["Model", "Quality", "Accuracy (%)", "AUC (%)", ""], rows)
+    table = tabulate(["Model", "Quality", "Accuracy (%)", "AUC (%)", ""], rows)
     lines = [table, "mean±standard deviation over seeds; * best accuracy of the model", ""]
     for _, row in comparison.iterrows():
         arms = f"{row['better']} − {row['worse']}"
@@ -254,7 +254,7 @@ def format_varying(summary: pd.DataFrame, differences: pd.DataFrame) -> str:
         [_QUALITIES.get(row["arm"], _name_share(row["arm"], "")), *_format_results(row, best)]
         for _, row in summary.iterrows()
     ]
-    table = _tabulate(["Percent removed (%)", "Accuracy (%)", "AUC (%)", ""], rows)
+    table = tabulate(["Percent removed (%)", "Accuracy (%)", "AUC (%)", ""], rows)
     lines = [table, "mean±standard deviation over seeds; * best accuracy of a share"]
     if len(differences):
         lines.append("")
@@ -289,7 +289,8 @@ def _format_mean(mean: float, std: float) -> str:
     return f"{100 * mean:.1f}" + ("" if np.isnan(std) else f"±{100 * std:.1f}")
 
 
-def _tabulate(header: list[str], rows: list[list[str]]) -> str:
+def tabulate(header: list[str], rows: list[list[str]]) -> str:
+    """A table of texts for people: columns as wide as they need to be."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = (
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
