@@ -42,8 +42,7 @@ def draw_accuracies(table: pd.DataFrame) -> bytes:
             is_base = key[2] == "Pristine"
             panel.plot(
                 _LEVELS, _read_levels(group, kind), label=f"S. {key[0]} {key[1]}", marker="o",
-                markersize=3, linestyle="--" if is_base else "-",
-                color=_BASE_COLOUR if is_base else _colour(key[1]),
+                markersize=3, **_style(key[1], is_base),
             )  # fmt: skip
         panel.set_title(f"trained on {training_set}, tested on {kind}", fontsize=9)
     for key, group in _select(table, ("MIX_all3",)):
@@ -89,15 +88,15 @@ def draw_confidences(confidence: pd.DataFrame, pixels: NDArray[np.uint8]) -> byt
                 is_base = key[2] == "Pristine"
                 panel.plot(
                     range(4), _read_levels(group, kind, "confidence"), marker="o", markersize=3,
-                    label=f"S. {key[0]} {key[1]}", linestyle="--" if is_base else "-",
-                    color=_BASE_COLOUR if is_base else _colour(key[1]),
+                    label=f"S. {key[0]} {key[1]}", **_style(key[1], is_base),
                 )  # fmt: skip
             panel.set_ylim(0, 1.02)
             panel.set_xticks(range(4))
             panel.tick_params(labelsize=7)
             if row == 0:
                 panel.set_title("probability of the true class", fontsize=8)
-                panel.legend(fontsize=6)
+                if panel.lines:
+                    panel.legend(fontsize=6)
             if row == len(images) - 1:
                 panel.set_xlabel("level", fontsize=8)
     return to_png(figure)
@@ -162,6 +161,14 @@ def _read_levels(group: pd.DataFrame, kind: str, column: str = "accuracy_mean") 
 
 def _colour(method: str) -> str:
     return _METHOD_COLOURS[method.partition(" ")[0]]
+
+
+def _style(method: str, is_base: bool) -> dict[str, str]:
+    """Strategy 1 is dashed, and what follows another score than SSIM dotted."""
+    if is_base:
+        return {"color": _BASE_COLOUR, "linestyle": "--"}
+    follows_ssim = method.endswith((" ssim", "Original"))
+    return {"color": _colour(method), "linestyle": "-" if follows_ssim else ":"}
 
 
 def _tile(images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:

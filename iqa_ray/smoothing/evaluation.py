@@ -314,7 +314,7 @@ def format_differences(differences: pd.DataFrame) -> str:
         cells = []
         for _, row in group.iterrows():
             cell = f"{_head(row['test_set'])} {100 * row['difference']:+.1f}"
-            if not np.isnan(row["low"]):
+            if row["num_pairs"] > 2 and not np.isnan(row["low"]):
                 star = "*" if row["low"] > 0 or row["high"] < 0 else ""
                 cell += f" ({100 * row['low']:+.1f} to {100 * row['high']:+.1f}){star}"
             cells.append(cell)

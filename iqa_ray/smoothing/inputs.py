@@ -15,8 +15,8 @@ from torch import Tensor
 from iqa_ray.smoothing.versions import read_array
 from iqa_ray.storage.files import Location
 from iqa_ray.training.inputs import Inputs
-from iqa_ray.training.pixels import Pixels
-from iqa_ray.training.sharing import CHUNK_SIZE, Material
+from iqa_ray.training.pixels import CHUNK_SIZE, Pixels
+from iqa_ray.training.sharing import Material
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ from iqa_ray.smoothing.strategies import (
 from iqa_ray.smoothing.versions import Versions, make_versions, measure_versions, read_array
 from iqa_ray.storage.files import delete_folder, write_bytes
 from iqa_ray.storage.workspace import Workspace
-from iqa_ray.training.sharing import CHUNK_SIZE
+from iqa_ray.training.pixels import CHUNK_SIZE
 
 if TYPE_CHECKING:  # PyTorch is for those that train
     from iqa_ray.smoothing.training import Bench
@@ -142,12 +142,17 @@ def run_smooth(job: SmoothJob) -> dict[str, Any]:
     _train_missing(workspace, job, bench, planned)
     runs, answers = _read_runs(workspace, planned, bench)
     workspace.write_frame(RUNS_FILE, runs, RUNS_SCHEMA)
-    summary = _write_results(workspace, job, bench, strategies, answers, versions, images)
-    summary |= {
+    summary = {
+        **{f"num_{part}": len(places) for part, places in bench.rows.items()},
+        "num_classes": len(bench.classes),
+        "image_size": bench.material.image_size,
+        "epochs": job.epochs,
+        "seeds": list(job.seeds),
         "num_runs": len(planned),
-        "workspace": str(workspace),
-        "seconds": round(time.monotonic() - start_s, 3),
+        "text": "",
     }
+    if answers:
+        summary |= _write_results(workspace, job, bench, strategies, answers, versions, images)
     bad = runs[runs["status"] != "ok"]
     if len(bad):
         log(summary["text"])
@@ -157,7 +162,11 @@ def run_smooth(job: SmoothJob) -> dict[str, Any]:
             f"{first['seed']}: {first['error']}); the tables hold the others, and the same command "
             "tries again those that failed"
         )
-    return summary
+    return {
+        **summary,
+        "workspace": str(workspace),
+        "seconds": round(time.monotonic() - start_s, 3),
+    }
 
 
 def _log_parts(job: SmoothJob, bench: Bench) -> None:
@@ -337,7 +346,7 @@ def _write_results(
     tested = bench.rows["test"]
     labels = bench.labels[tested]
     results = measure_results(answers, labels)
-    table, leads = summarise_results(results), {}
+    table = summarise_results(results)
     differences = compare_strategies(results, strategies)
     reliability = tabulate_reliability(answers, labels)
     shown = images.frame.iloc[tested].reset_index(drop=True)
@@ -350,29 +359,17 @@ def _write_results(
         (CONFIDENCE_FILE, confidence, CONFIDENCE_SCHEMA),
     ):
         workspace.write_frame(name, frame, schema)
-    text = ""
-    if answers:
-        leads = measure_leads(table)
-        place = workspace.location / FOLDER
-        pixels = _read_shown(confidence, images, versions)
-        write_bytes(place / "accuracy.png", draw_accuracies(table))
-        write_bytes(place / "confidence.png", draw_confidences(confidence, pixels))
-        write_bytes(place / "reliability.png", draw_reliability(reliability))
-        parts = [format_table(table, leads), format_differences(differences)]
-        text = "\n\n".join(part for part in parts if part)
+    place, pixels = workspace.location / FOLDER, _read_shown(confidence, images, versions)
+    write_bytes(place / "accuracy.png", draw_accuracies(table))
+    write_bytes(place / "confidence.png", draw_confidences(confidence, pixels))
+    write_bytes(place / "reliability.png", draw_reliability(reliability))
+    leads = measure_leads(table)
+    parts = [format_table(table, leads), format_differences(differences)]
+    named = table.astype(object).where(table.notna(), None)
     return {
-        **{f"num_{part}": len(places) for part, places in bench.rows.items()},
-        "num_classes": len(bench.classes),
-        "image_size": bench.material.image_size,
-        "epochs": job.epochs,
-        "seeds": list(job.seeds),
-        "accuracy": [
-            {key: row[key] for key in ("strategy", "method", "training_set", "test_set")}
-            | {"mean": row["accuracy_mean"], "sd": row["accuracy_sd"]}
-            for row in table.astype(object).where(table.notna(), None).to_dict("records")
-        ],
+        "table": named.to_dict("records"),
         "leads_on_level_3": leads,
-        "text": text,
+        "text": "\n\n".join(part for part in parts if part),
     }
 
 

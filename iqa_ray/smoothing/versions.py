@@ -33,8 +33,7 @@ from iqa_ray.smoothing.ssim import WINDOW_SIDE, measure_ssim
 from iqa_ray.smoothing.strategies import VERSIONS
 from iqa_ray.storage.files import Location, is_file, read_bytes, write_bytes
 from iqa_ray.storage.parts import make_fingerprints
-from iqa_ray.training.pixels import Pixels
-from iqa_ray.training.sharing import CHUNK_SIZE
+from iqa_ray.training.pixels import CHUNK_SIZE, Pixels
 
 # A change of what is made or measured: raise this, so that what was made before is not used.
 VERSIONS_VERSION = 1

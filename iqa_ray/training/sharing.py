@@ -20,11 +20,10 @@ from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import one_line
 from iqa_ray.training import loop
 from iqa_ray.training.inputs import CentreOf, ChunkedImages, Inputs
-from iqa_ray.training.pixels import Fit, Pixels, load_pixels
+from iqa_ray.training.pixels import CHUNK_SIZE, Fit, Pixels, load_pixels
 from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run
 
-CHUNK_SIZE = 512  # images decoded by one task
 # Images whose features one task computes. These are whole batches, so that an image's batch is the
 # same on every cluster.
 _PIECE_SIZE = 256
