@@ -142,7 +142,7 @@ def run_smooth(job: SmoothJob) -> dict[str, Any]:
     _train_missing(workspace, job, bench, planned)
     runs, answers = _read_runs(workspace, planned, bench)
     workspace.write_frame(RUNS_FILE, runs, RUNS_SCHEMA)
-    summary = {
+    summary: dict[str, Any] = {
         **{f"num_{part}": len(places) for part, places in bench.rows.items()},
         "num_classes": len(bench.classes),
         "image_size": bench.material.image_size,

@@ -133,16 +133,12 @@ def make_run(
     test = bench.list_versions(bench.rows["test"])
     if is_judge:
         test = np.concatenate([test, bench.list_versions(bench.rows["validation"])])
-    certainties = plan.certainties
-    assert plan.mix is not None
     depends_on = [
         TRAINING_VERSION,
         bench.content,
         strategy.title,
         recipe.describe(),
-        plan.mix.shares,
-        None if certainties is None else hashlib.blake2b(certainties.tobytes()).hexdigest(),
-        plan.is_shuffled,
+        plan.describe(),
         is_judge,
     ]
     return Run(

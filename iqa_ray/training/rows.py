@@ -6,8 +6,10 @@ goes on with the same ones.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +77,16 @@ class RowPlan:
     certainties: Values | None = None
     is_shuffled: bool = False
     weights: Values | None = None
+
+    def describe(self) -> list[Any]:
+        """What keys of runs say of it; nothing where every row is taken as it is."""
+        hashes = [
+            None if values is None else hashlib.blake2b(values.tobytes()).hexdigest()
+            for values in (self.certainties, self.weights)
+        ]
+        if self.mix is None and not any(hashes):
+            return []
+        return [None if self.mix is None else self.mix.shares, *hashes, self.is_shuffled]
 
     def draw(self, rows: Rows, seed: int, epoch: int) -> tuple[Rows, Values | None, Values | None]:
         """What is trained on in an epoch: rows of inputs, their certainties, and their weights."""

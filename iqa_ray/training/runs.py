@@ -108,22 +108,19 @@ class RunFiles:
         )
         return state
 
-    def write_model(self, run: Run, trainer: Trainer) -> None:
-        """Keep the classifier as it is now, if the run keeps any."""
+    def write_best(self, run: Run, trainer: Trainer, logits: NDArray[np.float32]) -> None:
+        """Keep the classifier as it is now, and its logits for the test part, if the run does."""
         if run.keep_model:
             write_bytes(self._model(run), _to_bytes(trainer.model.state_dict()))
+        if run.keep_outputs:
+            buffer = io.BytesIO()
+            np.save(buffer, logits)
+            write_bytes(self._outputs(run), buffer.getvalue())
 
     def read_outputs(self, run: Run) -> NDArray[np.float32]:
         """(n, C) logits of a finished run for its test part, at its best epoch."""
         loaded = np.load(io.BytesIO(read_whole(self._outputs(run))), allow_pickle=False)
         return np.asarray(loaded, np.float32)
-
-    def write_outputs(self, run: Run, logits: NDArray[np.float32]) -> None:
-        """Keep the logits for the test part, if the run keeps any."""
-        if run.keep_outputs:
-            buffer = io.BytesIO()
-            np.save(buffer, logits)
-            write_bytes(self._outputs(run), buffer.getvalue())
 
     def forget(self, run: Run) -> None:
         """Remove what there is of a run."""
@@ -166,8 +163,8 @@ def train_run(
     told of an epoch and before the checkpoint makes the next do that epoch again.
 
     The epoch that counts is the best of the validation part: by accuracy, then loss, then earliest.
-    (Smith et al., section 3.2, set a tenth of the images aside, and do not say what for.) Without a
-    validation part it is the last one, and no epoch before it is tested.
+    (Smith et al., section 3.2, set a tenth aside and do not say what for.) Without one it is the
+    last, and no epoch before it is tested.
 
     Args:
         run: which.
@@ -206,8 +203,7 @@ def train_run(
             break
         if is_best:
             best = {**(last or {}), "rank": rank, "epoch": epoch}
-            files.write_model(run, trainer)
-            files.write_outputs(run, logits)
+            files.write_best(run, trainer, logits)
         history.append({**row, "seconds": round(time.monotonic() - start_s, 4)})
         on_epoch(history[-1])
         if epoch < run.recipe.epochs:

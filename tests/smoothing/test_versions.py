@@ -97,7 +97,7 @@ def test_metrics_score_every_version(made):
 
 def test_images_that_lack_a_score_are_named(made, tmp_path):
     Image.new("RGB", (32, 32), (9, 9, 9)).save(tmp_path / "x/train/disc/flat.png")
-    images, versions = made[0]()
+    _, versions = made[0]()
     with (
         run_inline(),
         pytest.raises(
