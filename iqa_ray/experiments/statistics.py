@@ -180,8 +180,8 @@ def compare_arms(
     Returns:
         One row a backbone and pair: backbone, better, worse, num_pairs (seeds that are ok in both
         arms), num_seeds_agree (of those, where `better` has the higher accuracy), for accuracy and
-        auc (better - worse) the fields of `Difference` with the prefix accuracy_ or auc_, each p also
-        with the suffix _holm, adjusted over all rows (see `adjust_holm`), and verdict:
+        auc (better - worse) the fields of `Difference` with the prefix accuracy_ or auc_, each p
+        also with the suffix _holm, adjusted over all rows (see `adjust_holm`), and verdict:
         `higher` or `lower` where the 95% interval of the difference in accuracy excludes zero,
         `within noise` where it does not, each with ` on this split` where all seeds share one, or
         why there is none.
