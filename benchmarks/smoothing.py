@@ -2,11 +2,11 @@
 
     python -m benchmarks.smoothing --images DIR --out FOLDER [--score ssim,brisque]
 
-DIR holds train/CLASS and test/CLASS. The nine strategies of Chen et al.'s Table 2 are trained on a few
-thousand images for a few epochs, which is a hundredth of what they print; the optimiser is
-therefore Adam at a constant rate, while network, loss, weight decay, versions and shares are theirs.
-Before that, the versions and SSIM of 10,000 images are made and the time for 50,000 is reckoned from
-it. Prints the command lines, what they printed, the seconds, and the machine.
+DIR holds train/CLASS and test/CLASS. The nine strategies of Chen et al.'s Table 2 are trained on a
+few thousand images for a few epochs, a thousandth of what they print; the optimiser is therefore
+Adam at a constant rate, while network, loss, weight decay, versions and shares are theirs. Before
+that, the versions and SSIM of 10,000 images are made, and the time for 50,000 is reckoned from it.
+Prints the command lines, what they printed, the seconds, and the machine.
 """
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ def _make_certainties(
 
 def _judge_validation(workspace: Workspace, job: SmoothJob, bench: Bench) -> Any:
     """(n, V) whether strategy 1, with the first seed, is right on versions of validation images."""
-    judge = _plan_run(job, bench, BASELINE, job.seeds[0], None, is_judge=True)
+    judge = _plan_runs(job, bench, [BASELINE], {}, with_judge=True)[0]
     _train_missing(workspace, job, bench, [judge])
     outputs = _read_outputs(workspace, judge)
     if outputs is None:
@@ -248,29 +248,19 @@ def _plan_runs(
     certainties: dict[tuple[str, str], Scores],
     with_judge: bool,
 ) -> list[_Planned]:
-    return [
-        _plan_run(
-            job, bench, strategy, seed, certainties.get((strategy.score, strategy.mix)),
-            is_judge=with_judge and strategy == BASELINE and seed == job.seeds[0],
-        )
-        for strategy in strategies
-        for seed in job.seeds
-    ]  # fmt: skip
-
-
-def _plan_run(
-    job: SmoothJob,
-    bench: Bench,
-    strategy: Strategy,
-    seed: int,
-    certainties: Scores | None,
-    *,
-    is_judge: bool,
-) -> _Planned:
+    """All seeds of a strategy, then the next one."""
     from iqa_ray.smoothing.training import make_run
 
-    plan = plan_rows(strategy, bench.num_images, certainties, bench.rows["train"])
-    return _Planned(strategy, seed, make_run(job, bench, strategy, seed, plan, is_judge))
+    planned = []
+    for strategy in strategies:
+        own = certainties.get((strategy.score, strategy.mix))
+        # one for all seeds: what runs share is sent to workers once
+        plan = plan_rows(strategy, bench.num_images, own, bench.rows["train"])
+        for seed in job.seeds:
+            is_judge = with_judge and strategy == BASELINE and seed == job.seeds[0]
+            run = make_run(job, bench, strategy, seed, plan, is_judge)
+            planned.append(_Planned(strategy, seed, run))
+    return planned
 
 
 def _train_missing(

@@ -39,6 +39,7 @@ class Bench:
         classes: names.
         labels: (N,) class indices of the images.
         rows: of each part (train, validation, test), the places of its images.
+        tested: the rows of all versions of the test images, version by version.
         content: what the images and their versions are, for keys of runs.
     """
 
@@ -46,6 +47,7 @@ class Bench:
     classes: list[str]
     labels: Rows
     rows: dict[str, Rows]
+    tested: Rows
     content: str
 
     @property
@@ -58,6 +60,12 @@ class Bench:
         return np.concatenate(
             [places + version * self.num_images for version in range(len(VERSIONS))]
         )
+
+
+def _list_versions(places: Rows, num_images: int) -> Rows:
+    """(V · n,) the rows of all versions of n images, version by version."""
+    starts = np.arange(len(VERSIONS)) * num_images
+    return (starts[:, None] + places).ravel()
 
 
 def prepare_bench(job: SmoothJob, images: LabelledSet, versions: Versions) -> Bench:
@@ -96,7 +104,14 @@ def prepare_bench(job: SmoothJob, images: LabelledSet, versions: Versions) -> Be
         versions.content_hashes,
         images.frame[["label", "part"]].to_numpy().tolist(),
     ]
-    return Bench(material, classes.tolist(), labels.astype(np.int64), rows, _digest(depends_on))
+    return Bench(
+        material,
+        classes.tolist(),
+        labels.astype(np.int64),
+        rows,
+        _list_versions(rows["test"], len(labels)),
+        _digest(depends_on),
+    )
 
 
 def make_recipe(job: SmoothJob, seed: int, image_size: int) -> Recipe:
@@ -130,9 +145,10 @@ def make_run(
     judge, on whose accuracy scores are calibrated, also answers for those of validation images.
     """
     recipe = make_recipe(job, seed, bench.material.image_size)
-    test = bench.list_versions(bench.rows["test"])
+    test = bench.tested
     if is_judge:
-        test = np.concatenate([test, bench.list_versions(bench.rows["validation"])])
+        held_out = _list_versions(bench.rows["validation"], bench.num_images)
+        test = np.concatenate([test, held_out])
     depends_on = [
         TRAINING_VERSION,
         bench.content,
