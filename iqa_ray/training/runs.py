@@ -162,9 +162,8 @@ def train_run(
     A worker may be lost after it wrote the result and before it said so. One that is lost after it
     told of an epoch and before the checkpoint makes the next do that epoch again.
 
-    The epoch that counts is the best of the validation part: by accuracy, then loss, then earliest.
-    (Smith et al., section 3.2, set a tenth aside and do not say what for.) Without one it is the
-    last, and no epoch before it is tested.
+    The epoch that counts is the best of the validation part: by accuracy, then loss, then earliest
+    (Smith et al., section 3.2, set a tenth aside and do not say what for); without one the last.
 
     Args:
         run: which.
@@ -194,8 +193,7 @@ def train_run(
         is_last = epoch == run.recipe.epochs
         try:
             row = _do_epoch(trainer, epoch, inputs, targets, run, parts["validation"])
-            rank = _rank_epoch(row)
-            is_best = is_last if rank is None else best is None or rank > best["rank"]
+            rank, is_best = _rank_epoch(row, best, is_last)
             if is_best or is_last:
                 last, logits = _test(trainer, inputs, targets, parts["test"])
         except DivergedError as diverged:
@@ -206,7 +204,7 @@ def train_run(
             files.write_best(run, trainer, logits)
         history.append({**row, "seconds": round(time.monotonic() - start_s, 4)})
         on_epoch(history[-1])
-        if epoch < run.recipe.epochs:
+        if not is_last:
             state = {"trainer": trainer.dump_state(), "history": history, "best": best}
             files.write_checkpoint(run, state)
     result = _make_result(run, history, best, last, error)
@@ -256,11 +254,17 @@ def _do_epoch(
     }
 
 
-def _rank_epoch(row: dict[str, Any]) -> list[float] | None:
-    """The better epoch has the higher one; None without a validation part."""
+def _rank_epoch(
+    row: dict[str, Any], best: dict[str, Any] | None, is_last: bool
+) -> tuple[list[float] | None, bool]:
+    """The rank of an epoch, higher for a better one, and whether it is the best so far.
+
+    Without a validation part there is no rank, and the last epoch is the best.
+    """
     if row["validation_accuracy"] is None:
-        return None
-    return [row["validation_accuracy"], -row["validation_loss"]]
+        return None, is_last
+    rank = [row["validation_accuracy"], -row["validation_loss"]]
+    return rank, best is None or rank > best["rank"]
 
 
 def _test(
