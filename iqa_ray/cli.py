@@ -115,6 +115,14 @@ COMMANDS = {
         "iqa-ray vary --workspace ws --backbone efficientnet_lite0 --freeze-backbone "
         "--removed 0,25,50",
     ),
+    "smooth": Command(
+        "iqa_ray.smoothing.settings", "SmoothJob",
+        "iqa_ray.smoothing.jobs", "run_smooth", "describe_smooth",
+        "train on distorted images with labels as sure as the images are good",
+        "iqa-ray smooth cifar10:data --workspace ws\n"
+        "iqa-ray smooth photos --workspace ws --backbone resnet18 --epochs 40 --num-test 1000\n"
+        "iqa-ray smooth photos --workspace ws --score ssim,brisque --strategies 1,2,3",
+    ),
     "distortions train": Command(
         "iqa_ray.distortion_types.settings", "TrainTypesJob",
         "iqa_ray.distortion_types.jobs", "run_train", "describe_train",

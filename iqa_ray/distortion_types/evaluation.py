@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from iqa_ray.distortion_types.settings import Outputs
+from iqa_ray.training.evaluation import measure_calibration_error
 
 # Share of the validation images, those of the least probable answers, that would be called none.
 _NONE_SHARE = 0.01
-_NUM_BINS = 15  # of the calibration error, as Guo et al. have them
 
 
 def compute_probabilities(
@@ -50,22 +50,6 @@ def fit_temperature(
 def find_none_below(probabilities: NDArray[np.float64]) -> float:
     """Below which probability the most probable type is `none`: 1% of validation images are."""
     return float(np.quantile(probabilities.max(axis=1), _NONE_SHARE))
-
-
-def measure_calibration_error(
-    probabilities: NDArray[np.float64], labels: NDArray[np.int64]
-) -> float:
-    """The expected calibration error in [0, 1] (Guo et al., section 2), in 15 bins of equal width.
-
-    Args:
-        probabilities: (n, C).
-        labels: (n,) true classes.
-    """
-    confidence, is_right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bins = np.minimum((confidence * _NUM_BINS).astype(int), _NUM_BINS - 1)
-    counts = np.bincount(bins, minlength=_NUM_BINS)
-    gaps = np.bincount(bins, confidence - is_right, minlength=_NUM_BINS)
-    return float(np.abs(gaps).sum() / counts.sum())
 
 
 def count_confusions(

@@ -74,7 +74,9 @@ def plan_runs(job: TrainTypesJob, frame: pd.DataFrame, source: ImageSource) -> P
     classes = tuple(name for name in CLASSES if name in present)
     labels = frame["label"].map({name: place for place, name in enumerate(classes)})
     targets = np.stack([labels, frame["severity"] / MAX_SEVERITY], axis=1).astype(np.float32)
-    rows = {part: np.flatnonzero(frame["part"] == part) for part in ("train", "validation", "test")}
+    rows: dict[str, Any] = {
+        part: np.flatnonzero(frame["part"] == part) for part in ("train", "validation", "test")
+    }
     train_labels = np.asarray(labels, np.int64)[rows["train"]]
     recipe = Recipe(
         job.network,

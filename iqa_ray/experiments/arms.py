@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from iqa_ray.cluster import connection
 from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.experiments.quality import CERTAINTY, plan_arm
 from iqa_ray.experiments.settings import ArmsJob
 from iqa_ray.experiments.splits import SPLITS_FILE, SPLITS_SCHEMA, Splits
 from iqa_ray.experiments.statistics import SUMMARY_FILE
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # PyTorch is for those that train
     from iqa_ray.training.sharing import Material
 
 RUNS_FILE = "runs.parquet"
+_POOLED = ["content_hash", CERTAINTY]  # what runs need to know of images
 _EPOCH = [
     ("epoch", pa.int64()),
     *(
@@ -68,8 +70,8 @@ class Candidates:
     """The images of an experiment.
 
     Attributes:
-        frame: one row an image: image_id, path, label, content_hash, status, keep, and a column of
-            scores a voting metric.
+        frame: one row an image: image_id, path, label, content_hash, status, keep, a column of
+            scores a voting metric, and where arms need it, certainty (see `add_certainties`).
         metrics: those that voted.
         source: of the images.
     """
@@ -225,8 +227,8 @@ def _train_missing(
         path = find_weights(name, job.weights)
         check_backbone(name, path, image_size)
         weights[name] = path.read_bytes() if path else None
-    hashes = candidates.frame[["image_id", "content_hash"]]
-    pool = splits.drop_duplicates("image_id").merge(hashes, on="image_id", how="left")
+    known = candidates.frame[["image_id", *candidates.frame.columns.intersection(_POOLED)]]
+    pool = splits.drop_duplicates("image_id").merge(known, on="image_id", how="left")
     classes, targets = np.unique(pool["label"].to_numpy(str), return_inverse=True)
     runs = _make_runs(job, backbones, splits, pool, candidates, weights, image_size)
     files = RunFiles(place)
@@ -296,13 +298,14 @@ def _make_runs(
         parts = {seed: _find_parts(rows, pool) for seed, rows in splits.groupby("seed")}
     else:
         parts = dict.fromkeys(job.seeds, _find_parts(splits, pool))
-    runs = []
+    runs, num_classes = [], pool["label"].nunique()
     for backbone in backbones:
         start = weights[backbone]
         for arm in splits["arm"].unique():
             for seed in job.seeds:
                 content, places = parts[seed][arm]
                 recipe = job.make_recipe(backbone, seed, image_size)
+                plan = plan_arm(arm, pool, places["train"], num_classes)
                 depends_on = [
                     TRAINING_VERSION,
                     arm,
@@ -310,9 +313,10 @@ def _make_runs(
                     sorted(set(pool["label"])),
                     content,
                     candidates.source.max_pixels,
+                    *plan.describe(),
                 ]
                 digest = hashlib.blake2b(json.dumps(depends_on).encode(), digest_size=12)
-                runs.append(Run(digest.hexdigest(), arm, recipe, **places))
+                runs.append(Run(digest.hexdigest(), arm, recipe, **places, plan=plan))
     return runs
 
 

@@ -21,14 +21,27 @@ from iqa_ray.experiments.arms import (
     summarise_experiment,
     train_arms,
 )
+from iqa_ray.experiments.quality import add_certainties
 from iqa_ray.experiments.settings import CompareJob
-from iqa_ray.experiments.splits import COLUMNS, Seed, Splits, join_seeds, split_quality
+from iqa_ray.experiments.splits import (
+    COLUMNS,
+    HIGH,
+    KEEPING,
+    SMOOTHED,
+    WEIGHTED,
+    Seed,
+    Splits,
+    join_seeds,
+    split_quality,
+)
 from iqa_ray.experiments.statistics import (
     COMPARISON_SCHEMA,
+    DIFFERENCES_FILE,
     SUMMARY_FILE,
     SUMMARY_SCHEMA,
     compare_arms,
     format_comparison,
+    pair_arms,
     summarise_arms,
 )
 from iqa_ray.images.source import ImageSource
@@ -50,6 +63,8 @@ def run_compare(job: CompareJob) -> dict[str, Any]:
     start_s = time.monotonic()
     workspace = Workspace(job.workspace)
     candidates = read_candidates(workspace)
+    if {SMOOTHED, WEIGHTED} & set(job.arms):
+        candidates = add_certainties(workspace, candidates)
     if job.test_on not in ("high", "all"):
         splits, candidates = _split_with_others(candidates, job)
     elif job.split_per_seed:
@@ -61,10 +76,12 @@ def run_compare(job: CompareJob) -> dict[str, Any]:
     splits = note_fitted(workspace, splits, candidates)
     runs = train_arms(workspace, "compare", FOLDER, job, job.backbones, splits, candidates)
     summary = summarise_arms(runs)
-    comparison = compare_arms(runs, split_per_seed=job.split_per_seed)
-    joined = summary.merge(comparison, on="backbone")
+    comparison = compare_arms(runs, pair_arms(job.arms), split_per_seed=job.split_per_seed)
+    of_quality = comparison[(comparison["better"] == HIGH) & (comparison["worse"] == "all")]
+    joined = summary.merge(of_quality, on="backbone")
     schema = pa.unify_schemas([SUMMARY_SCHEMA, COMPARISON_SCHEMA])
     workspace.write_frame(f"{FOLDER}/{SUMMARY_FILE}", joined, schema)
+    workspace.write_frame(f"{FOLDER}/{DIFFERENCES_FILE}", comparison, COMPARISON_SCHEMA)
     text = format_comparison(summary, comparison)
     check_runs(runs, text)
     return {
@@ -75,7 +92,12 @@ def run_compare(job: CompareJob) -> dict[str, Any]:
 
 def _split(candidates: Candidates, job: CompareJob, seed: Seed) -> Splits:
     test_on: Any = job.test_on
-    return split_quality(candidates.frame, seed, job.num_train, test_on)
+    return split_quality(candidates.frame, seed, job.num_train, test_on, _list_keeping(job))
+
+
+def _list_keeping(job: CompareJob) -> list[str]:
+    """The arms that keep every image."""
+    return [arm for arm in job.arms if arm in KEEPING]
 
 
 def _split_with_others(candidates: Candidates, job: CompareJob) -> tuple[Splits, Candidates]:
@@ -88,7 +110,7 @@ def _split_with_others(candidates: Candidates, job: CompareJob) -> tuple[Splits,
     if is_copy.any():
         notes.append(f"{is_copy.sum()} images left out: they are also in --test-on")
         frame = frame[~is_copy]
-    splits = split_quality(frame, job.split_seed, job.num_train)
+    splits = split_quality(frame, job.split_seed, job.num_train, keeping=_list_keeping(job))
     known = others["label"].isin(splits.table["label"])
     if not known.any():
         raise UsageError(
@@ -139,4 +161,4 @@ def _read_others(candidates: Candidates, test_on: str) -> tuple[pd.DataFrame, in
 
 def describe_compare(summary: dict[str, Any]) -> str:
     """Table 2 of Smith et al. and what it comes to, for people."""
-    return describe_experiment(summary, FOLDER)
+    return describe_experiment(summary, FOLDER, f", {DIFFERENCES_FILE}")

@@ -94,7 +94,7 @@ class LiveRuns:
         run = self._runs[key]
         return (
             f"{run.name}: epoch {row['epoch']} of {run.recipe.epochs}, loss {row['loss']:.4f}, "
-            f"validation accuracy {row['validation_accuracy']:.3f}; {self._estimate()} left"
+            f"validation accuracy {_format_accuracy(row)}; {self._estimate()} left"
         )
 
     def _estimate(self) -> str:
@@ -134,7 +134,7 @@ class LiveRuns:
                 cells += [
                     f"{last['epoch']}/{run.recipe.epochs}",
                     f"{last['loss']:.4f}",
-                    f"{last['validation_accuracy']:.3f}",
+                    _format_accuracy(last),
                     format_seconds(mean_s * left),
                 ]
             table.add_row(*cells)
@@ -156,10 +156,17 @@ class LiveRuns:
             self._writers[key] = EventsWriter(str(folder / "events"))
             self._stack.callback(self._writers[key].close)
         names = ("loss", "accuracy", "validation_loss", "validation_accuracy")
-        values = [Summary.Value(tag=name, simple_value=row[name]) for name in names]
+        found = {name: row[name] for name in names if row[name] is not None}
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in found.items()]
         event = Event(wall_time=time.time(), step=row["epoch"], summary=Summary(value=values))
         self._writers[key].write_event(event)
         self._writers[key].flush()
+
+
+def _format_accuracy(row: dict[str, Any]) -> str:
+    """That of the validation part, which a run need not have."""
+    accuracy = row["validation_accuracy"]
+    return "–" if accuracy is None else f"{accuracy:.3f}"
 
 
 def check_log_dir(folder: str) -> None:

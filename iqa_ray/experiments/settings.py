@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from pydantic import Field, field_validator, model_validator
 
 from iqa_ray.training.recipe import Augment, Recipe
 from iqa_ray.training.settings import BackboneName, ParallelRunsJob, TrainingJob
+
+ArmName = Literal["high", "all", "everything", "smoothed", "weighted"]
 
 SHARES = (0, 10, 20, 30, 40, 50)  # per cent of the images that are removed (Smith et al., Table 3)
 
@@ -37,8 +41,14 @@ class CompareJob(ArmsJob):
     """Compare training on high-quality images with training on images of all qualities.
 
     Both arms have the same number of training images, share validation and test images, seeds and
-    initial heads, and are compared seed by seed.
+    initial heads, and are compared seed by seed. Further arms keep every image.
     """
+
+    arms: tuple[ArmName, ...] = Field(
+        default=("high", "all"),
+        description="high and all; and of all images outside validation and test: everything as "
+        "it is, smoothed (labels as sure as quality says), weighted (losses weighted by quality)",
+    )
 
     split_per_seed: bool = Field(
         default=False,
@@ -54,6 +64,13 @@ class CompareJob(ArmsJob):
         description="high: a tenth of the high-quality images; all: also a tenth of the others; "
         "or a folder, manifest or URI of other labelled images",
     )
+
+    @field_validator("arms")
+    @classmethod
+    def _check_arms(cls, names: tuple[ArmName, ...]) -> tuple[ArmName, ...]:
+        if not {"high", "all"} <= set(names):
+            raise ValueError("high and all are what the others are compared with: name them too")
+        return tuple(name for name in get_args(ArmName) if name in names)
 
     @field_validator("backbones")
     @classmethod

@@ -31,6 +31,8 @@ SMALLEST_PROBLEM = 2  # classes
 
 REMOVED = "removed-"  # begins the names of the arms of `split_varying`
 HIGH = "high"  # the arm of high-quality images alone
+# arms of every image: as it is, with labels that follow quality, with losses that do
+EVERYTHING, SMOOTHED, WEIGHTED = KEEPING = ("everything", "smoothed", "weighted")
 _MOST_NAMES = 10  # in a note
 
 
@@ -74,7 +76,11 @@ class _Parts:
 
 
 def split_quality(
-    images: pd.DataFrame, seed: Seed, num_train: int | None = None, test_on: TestOn = "high"
+    images: pd.DataFrame,
+    seed: Seed,
+    num_train: int | None = None,
+    test_on: TestOn = "high",
+    keeping: Sequence[str] = (),
 ) -> Splits:
     """Split into the arms `high` and `all` (Smith et al., section 3.2).
 
@@ -91,6 +97,7 @@ def split_quality(
         num_train: training images of each arm; by default as many as the high-quality arm can have.
         test_on: `high` tests on a tenth of the high-quality images; `all` adds a tenth of each
             class's others, which leaves the high-quality parts as they are.
+        keeping: further arms, each of all images outside validation and test.
 
     Raises:
         UsageError: fewer than two classes remain, there are fewer than `num_train` images, or they
@@ -104,7 +111,10 @@ def split_quality(
     notes = list(parts.notes)
     if parts.pool["keep"].all():
         notes.append("no rejected image is left to train on: both arms draw from the same images")
-    table = _assemble({HIGH: high, "all": everything}, parts, images)
+    if keeping:
+        notes.append(f"{len(parts.pool):,} training images in {', '.join(keeping)}")
+    arms = {HIGH: high, "all": everything} | dict.fromkeys(keeping, parts.pool)
+    table = _assemble(arms, parts, images)
     return Splits(table, notes, parts.num_unusable)
 
 

@@ -7,6 +7,7 @@ shares of 1 in tables and per cent in text. Pure: tables in, tables out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,13 +16,20 @@ import pandas as pd
 import pyarrow as pa
 from scipy import stats
 
-from iqa_ray.experiments.splits import HIGH, REMOVED
+from iqa_ray.experiments.splits import (
+    EVERYTHING,
+    HIGH,
+    KEEPING,
+    REMOVED,
+    SMOOTHED,
+    WEIGHTED,
+)
 from iqa_ray.selection.significance import Floats, adjust_holm
 
 MEASURES = ("accuracy", "auc")
 _TESTS = {"t": "paired t", "wilcoxon": "Wilcoxon"}
 
-SUMMARY_FILE = "summary.parquet"
+SUMMARY_FILE, DIFFERENCES_FILE = "summary.parquet", "differences.parquet"
 # what `summarise_arms` returns
 SUMMARY_SCHEMA = pa.schema(
     [
@@ -50,7 +58,13 @@ COMPARISON_SCHEMA = pa.schema(
     ]
 )
 
-_QUALITIES = {HIGH: "High-quality", "all": "All-quality"}
+_QUALITIES = {
+    HIGH: "High-quality",
+    "all": "All-quality",
+    EVERYTHING: "Every image",
+    SMOOTHED: "Every image, smoothed",
+    WEIGHTED: "Every image, weighted",
+}
 _LEVEL = 0.95  # of the intervals
 _ON_THIS_SPLIT = " on this split"  # ends a verdict where all seeds share their images
 # differences that agree to this many decimals are equal: 0.82 - 0.80 is not quite 0.84 - 0.82
@@ -63,7 +77,7 @@ class Difference:
 
     Attributes:
         difference: the mean.
-        low, high: ends of its 95% t interval.
+        low, high: ends of its t interval, of 95% unless another level is asked for.
         t_p: two-sided p of the paired t-test.
         wilcoxon_p: two-sided exact p of Wilcoxon's signed-rank test, zero differences left out.
     """
@@ -75,11 +89,11 @@ class Difference:
     wilcoxon_p: float = np.nan
 
 
-def measure_difference(differences: Floats) -> Difference:
+def measure_difference(differences: Floats, level: float = _LEVEL) -> Difference:
     """The mean of (n,) paired differences, and whether it could be zero.
 
-    Interval and t-test need two differences that are not all the same: without a spread there is
-    nothing to judge the mean by.
+    `level` is that of the interval. Interval and t-test need two differences that are not all the
+    same: without a spread there is nothing to judge the mean by.
     """
     if not len(differences):
         return Difference()
@@ -88,7 +102,7 @@ def measure_difference(differences: Floats) -> Difference:
         return Difference(mean, wilcoxon_p=wilcoxon_p)
     freedom = len(differences) - 1
     error = float(differences.std(ddof=1)) / np.sqrt(len(differences))
-    margin = float(stats.t.ppf((1 + _LEVEL) / 2, freedom)) * error
+    margin = float(stats.t.ppf((1 + level) / 2, freedom)) * error
     t_p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
     return Difference(mean, mean - margin, mean + margin, t_p, wilcoxon_p)
 
@@ -134,10 +148,25 @@ def summarise_arms(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def pair_arms(arms: Sequence[str]) -> list[tuple[str, str]]:
+    """Which arms of `compare` are compared: high with all, and what keeps every image with others.
+
+    An arm that keeps every image loses nowhere if it is not worse than `high` on high-quality test
+    images and not worse than `all` on those of all qualities.
+    """
+    keeping = [arm for arm in arms if arm in KEEPING]
+    pairs = [(HIGH, "all"), *((arm, other) for arm in keeping for other in (HIGH, "all"))]
+    plain = [arm for arm in keeping if arm == EVERYTHING]
+    return [*pairs, *((arm, other) for other in plain for arm in keeping if arm != other)]
+
+
 def compare_arms(
-    runs: pd.DataFrame, better: str = HIGH, worse: str = "all", *, split_per_seed: bool = False
+    runs: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]] = ((HIGH, "all"),),
+    *,
+    split_per_seed: bool = False,
 ) -> pd.DataFrame:
-    """Compare two arms of each backbone, paired by seed.
+    """Compare pairs of arms of each backbone, paired by seed.
 
     The intervals are over what the seed decides: initial head and order of images and, with
     `split_per_seed`, which images train, validate and test. Those are draws from the same images,
@@ -145,20 +174,19 @@ def compare_arms(
 
     Args:
         runs: as for `summarise_arms`, each arm, backbone and seed at most once.
-        better: the arm that is expected to be the better one.
-        worse: the other.
+        pairs: the arm that is expected to be the better one, and the other.
         split_per_seed: whether every seed has its own split; else a verdict is on that split.
 
     Returns:
-        One row a backbone: backbone, better, worse, num_pairs (seeds that are ok in both arms),
-        num_seeds_agree (of those, where `better` has the higher accuracy), for accuracy and auc
-        (better - worse) the fields of `Difference` with the prefix accuracy_ or auc_, each p also
-        with the suffix _holm, adjusted over the backbones (see `adjust_holm`), and verdict:
+        One row a backbone and pair: backbone, better, worse, num_pairs (seeds that are ok in both
+        arms), num_seeds_agree (of those, where `better` has the higher accuracy), for accuracy and
+        auc (better - worse) the fields of `Difference` with the prefix accuracy_ or auc_, each p
+        also with the suffix _holm, adjusted over all rows (see `adjust_holm`), and verdict:
         `higher` or `lower` where the 95% interval of the difference in accuracy excludes zero,
         `within noise` where it does not, each with ` on this split` where all seeds share one, or
         why there is none.
     """
-    return _compare(runs, [(better, worse)], "" if split_per_seed else _ON_THIS_SPLIT)
+    return _compare(runs, pairs, "" if split_per_seed else _ON_THIS_SPLIT)
 
 
 def compare_shares(runs: pd.DataFrame) -> pd.DataFrame:
@@ -179,7 +207,7 @@ def compare_shares(runs: pd.DataFrame) -> pd.DataFrame:
     return _compare(runs, pairs, _ON_THIS_SPLIT)
 
 
-def _compare(runs: pd.DataFrame, pairs: list[tuple[str, str]], where: str) -> pd.DataFrame:
+def _compare(runs: pd.DataFrame, pairs: Sequence[tuple[str, str]], where: str) -> pd.DataFrame:
     rows = []
     for backbone, group in runs.groupby("backbone", sort=False):
         finished = group[group["status"] == "ok"]
@@ -234,12 +262,13 @@ def format_comparison(summary: pd.DataFrame, comparison: pd.DataFrame) -> str:
             name = "" if place else str(backbone)
             quality = _QUALITIES.get(row["arm"], row["arm"])
             rows.append([name, quality, *_format_results(row, best)])
-    table = _tabulate(["Model", "Quality", "Accuracy (%)", "AUC (%)", ""], rows)
+    table = tabulate(["Model", "Quality", "Accuracy (%)", "AUC (%)", ""], rows)
     lines = [table, "mean±standard deviation over seeds; * best accuracy of the model", ""]
     for _, row in comparison.iterrows():
         arms = f"{row['better']} − {row['worse']}"
         lines.append(_describe(f"{row['backbone']}: accuracy, {arms}", row, comparison))
-    return "\n".join([*lines, *_explain_power(comparison), *_explain_holm(comparison, "models")])
+    tested = "models" if len(comparison) == comparison["backbone"].nunique() else "differences"
+    return "\n".join([*lines, *_explain_power(comparison), *_explain_holm(comparison, tested)])
 
 
 def format_varying(summary: pd.DataFrame, differences: pd.DataFrame) -> str:
@@ -254,7 +283,7 @@ def format_varying(summary: pd.DataFrame, differences: pd.DataFrame) -> str:
         [_QUALITIES.get(row["arm"], _name_share(row["arm"], "")), *_format_results(row, best)]
         for _, row in summary.iterrows()
     ]
-    table = _tabulate(["Percent removed (%)", "Accuracy (%)", "AUC (%)", ""], rows)
+    table = tabulate(["Percent removed (%)", "Accuracy (%)", "AUC (%)", ""], rows)
     lines = [table, "mean±standard deviation over seeds; * best accuracy of a share"]
     if len(differences):
         lines.append("")
@@ -289,7 +318,8 @@ def _format_mean(mean: float, std: float) -> str:
     return f"{100 * mean:.1f}" + ("" if np.isnan(std) else f"±{100 * std:.1f}")
 
 
-def _tabulate(header: list[str], rows: list[list[str]]) -> str:
+def tabulate(header: list[str], rows: list[list[str]]) -> str:
+    """A table of texts for people: columns as wide as they need to be."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = (
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

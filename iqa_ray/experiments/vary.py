@@ -20,6 +20,7 @@ from iqa_ray.experiments.settings import VaryJob
 from iqa_ray.experiments.splits import REMOVED, rank_quality, split_varying
 from iqa_ray.experiments.statistics import (
     COMPARISON_SCHEMA,
+    DIFFERENCES_FILE,
     SUMMARY_FILE,
     SUMMARY_SCHEMA,
     compare_shares,
@@ -32,7 +33,6 @@ from iqa_ray.storage.files import write_bytes
 from iqa_ray.storage.workspace import Workspace
 
 FOLDER = "comparisons/varying"
-DIFFERENCES_FILE = "differences.parquet"
 
 
 def run_vary(job: VaryJob) -> dict[str, Any]:

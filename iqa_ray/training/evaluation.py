@@ -1,10 +1,12 @@
-"""How good (n, C) outputs of a classifier are, held against true classes: accuracy, loss, AUC."""
+"""How good (n, C) outputs of a classifier are: accuracy, loss, AUC, calibration."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+_NUM_BINS = 15  # of the calibration error, as Guo et al. have them
 
 
 def measure_accuracy(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
@@ -53,3 +55,35 @@ def measure_auc(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> float
     rank_sums = (stats.rankdata(scores, axis=0) * is_class).sum(axis=0)
     wins = (rank_sums - num_own * (num_own + 1) / 2)[defined]
     return float((wins / (num_own * num_other)[defined]).mean())
+
+
+def bin_reliability(
+    probabilities: NDArray[np.floating], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """A reliability diagram (Guo et al., section 2): 15 bins of equal width of the confidence.
+
+    Args:
+        probabilities: (n, C), whose largest is the confidence.
+        labels: (n,) true classes.
+
+    Returns:
+        (15,) images in each bin, sum of their confidences, and number of them that are right.
+    """
+    confidence, is_right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bins = np.minimum((confidence * _NUM_BINS).astype(int), _NUM_BINS - 1)
+    counts = np.bincount(bins, minlength=_NUM_BINS)
+    sums = [np.bincount(bins, part, minlength=_NUM_BINS) for part in (confidence, is_right)]
+    return counts, sums[0].astype(np.float64), sums[1].astype(np.float64)
+
+
+def measure_calibration_error(
+    probabilities: NDArray[np.floating], labels: NDArray[np.int64]
+) -> float:
+    """The expected calibration error in [0, 1] (Guo et al., section 2), in 15 bins of equal width.
+
+    Args:
+        probabilities: (n, C).
+        labels: (n,) true classes.
+    """
+    counts, confidences, right = bin_reliability(probabilities, labels)
+    return float(np.abs(confidences - right).sum() / counts.sum())

@@ -19,6 +19,7 @@ from iqa_ray.training import backbones
 from iqa_ray.training.augment import augment_images, cut_at_random, cut_centre
 from iqa_ray.training.backbones import Classifier
 from iqa_ray.training.inputs import Inputs
+from iqa_ray.training.labels import smooth_labels
 from iqa_ray.training.pixels import Pixels, load_pixels
 from iqa_ray.training.recipe import Loss, Recipe
 
@@ -94,18 +95,29 @@ def make_optimiser(recipe: Recipe, model: Classifier) -> torch.optim.Optimizer:
 
 
 def compute_loss(
-    loss: Loss, outputs: Tensor, targets: Tensor, class_weights: Tensor | None = None
+    loss: Loss,
+    outputs: Tensor,
+    targets: Tensor,
+    class_weights: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The mean loss of a batch's (N, C) outputs.
 
     Args:
-        loss: `cross_entropy` in nats; `binary_cross_entropy` in nats, the sum over the classes; or
-            `squared_error`, the mean also over the outputs.
-        outputs: of the network; logits for both cross-entropies.
-        targets: (N,) class indices or (N, C) probabilities for cross-entropy, (N,) class indices
-            for binary cross-entropy, (N, C) values for the squared error.
+        loss: `cross_entropy` in nats; `binary_cross_entropy` in nats, the sum over the classes;
+            `squared_error`, the mean also over the outputs; or `brier`, the sum over the classes of
+            the squared differences between softmax probabilities and targets, Σ (p − q)².
+        outputs: of the network; logits for all but the squared error.
+        targets: (N,) class indices or (N, C) probabilities for cross-entropy and `brier`, (N,)
+            class indices for binary cross-entropy, (N, C) values for the squared error.
         class_weights: (C,) for both cross-entropies, which are then weighted means over the rows.
+        weights: (N,) by which the loss of each row is multiplied before the mean, for cross-entropy
+            and `brier`.
     """
+    if weights is not None or loss == "brier":
+        assert class_weights is None, "rows have weights, or classes"
+        losses = _compute_losses(loss, outputs, targets)
+        return (losses if weights is None else losses * weights).mean()
     if loss == "cross_entropy":
         return nn.functional.cross_entropy(outputs, targets, class_weights)
     if loss == "binary_cross_entropy":
@@ -115,6 +127,16 @@ def compute_loss(
         return (losses.sum(1) * weights).sum() / weights.sum()
     assert outputs.shape == targets.shape, "they would be broadcast"
     return nn.functional.mse_loss(outputs, targets)
+
+
+def _compute_losses(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    """(N,) the loss of each row; arguments as for `compute_loss`."""
+    if loss == "cross_entropy":
+        return nn.functional.cross_entropy(outputs, targets, reduction="none")
+    assert loss == "brier", "the other losses have no weights of rows"
+    if targets.dim() == 1:
+        targets = nn.functional.one_hot(targets, outputs.shape[1])
+    return (outputs.softmax(1) - targets).square().sum(1)
 
 
 def split_severity(recipe: Recipe, values: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -136,14 +158,18 @@ def find_classes(recipe: Recipe, targets: Tensor) -> Tensor:
 
 
 def compute_joint_loss(
-    recipe: Recipe, outputs: Tensor, targets: Tensor, class_weights: Tensor | None
+    recipe: Recipe,
+    outputs: Tensor,
+    targets: Tensor,
+    class_weights: Tensor | None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The recipe's loss, and where it trains a severity, the weighted squared error of that.
 
     The mean of the squared error is over all rows, of which those of unknown severity have none.
     """
     logits, guessed = split_severity(recipe, outputs)
-    loss = compute_loss(recipe.loss, logits, find_classes(recipe, targets), class_weights)
+    loss = compute_loss(recipe.loss, logits, find_classes(recipe, targets), class_weights, weights)
     if guessed is None:
         return loss
     severities = targets[:, 1]
@@ -177,12 +203,20 @@ class Trainer:
         self._class_weights = torch.tensor(weights, device=self._device) if weights else None
 
     def train_epoch(
-        self, epoch: int, inputs: Inputs, targets: Tensor, rows: Tensor
+        self,
+        epoch: int,
+        inputs: Inputs,
+        targets: Tensor,
+        rows: Tensor,
+        certainties: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> tuple[float, float]:
         """Train on each of `rows` (N,) once; returns the mean loss, and the accuracy in [0, 1].
 
         Both are those of the batches as they were trained on; a single output has an accuracy of
-        NaN. `targets` are those of the recipe's loss (see `compute_loss`). The first epoch is 1.
+        NaN. `targets` are those of the recipe's loss (see `compute_loss`). With `certainties`
+        (N,) they are class indices, of which labels are made that are so sure (`smooth_labels`);
+        `weights` (N,) multiply the losses of the rows. The first epoch is 1.
         Where a batch of one would be left at the end, that image is left out of the epoch, since
         batch normalisation may have nothing to normalise in it.
 
@@ -190,21 +224,25 @@ class Trainer:
             DivergedError: the loss is not a number.
         """
         self._network.train()
-        order = rows[torch.randperm(len(rows), generator=self._generator)]
+        order = torch.randperm(len(rows), generator=self._generator)
         batches = [batch for batch in order.split(self.recipe.batch_size) if len(batch) > 1]
         total = torch.zeros(2, device=self._device)
         for step, batch in enumerate(batches):
             for group in self._optimizer.param_groups:
                 group["lr"] = self.recipe.find_lr(epoch - 1 + (step + 0.5) / len(batches))
-            batch_targets = targets[batch].to(self._device)
-            images = inputs[batch].to(self._device)
+            batch_targets = labels = targets[rows[batch]].to(self._device)
+            images = inputs[rows[batch]].to(self._device)
+            own_weights = None if weights is None else weights[batch].to(self._device)
             if self.recipe.random_crops and images.dim() == 4:
                 images = cut_at_random(images, self.recipe.image_size, self._generator)
             images = augment_images(images, self.recipe.augment, self._generator)
             self._optimizer.zero_grad(set_to_none=True)
             with mixed_precision(self._device, self.recipe.bf16_on_cpu):
                 logits = self._network(images).float()
-            loss = compute_joint_loss(self.recipe, logits, batch_targets, self._class_weights)
+            if certainties is not None:
+                sure = certainties[batch].to(self._device)
+                labels = smooth_labels(batch_targets, sure, logits.shape[1])
+            loss = compute_joint_loss(self.recipe, logits, labels, self._class_weights, own_weights)
             loss.backward()
             self._optimizer.step()
             right = _count_right(

@@ -16,6 +16,8 @@ from iqa_ray.images.source import ImageSource
 Pixels = NDArray[np.uint8]
 Fit = Literal["scale", "crop"]
 
+CHUNK_SIZE = 512  # images that one task loads, for runs that share them
+
 # where crops lie within the room that they have: the centre, the corners, then the edges
 _PLACES = (
     (0.5, 0.5), (0.0, 0.0), (1.0, 1.0), (0.0, 1.0), (1.0, 0.0),

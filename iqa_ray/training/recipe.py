@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 Augment = Literal["none", "flip", "standard"]
-Loss = Literal["cross_entropy", "binary_cross_entropy", "squared_error"]
+Loss = Literal["cross_entropy", "binary_cross_entropy", "squared_error", "brier"]
 Optimiser = Literal["adam", "sgd"]
 
 # What keys of runs and models say of every recipe. Other fields were added later and are left out
@@ -43,7 +43,8 @@ class Recipe:
         lr: the learning rate; `schedule` says what becomes of it.
         loss: `cross_entropy` of logits, against class indices or probabilities;
             `binary_cross_entropy` of each class's logit, against class indices; `squared_error` of
-            outputs, against targets of their shape.
+            outputs, against targets of their shape; `brier`, the squared error of the softmax
+            probabilities (Chen et al., equation 1), against what cross-entropy takes.
         optimiser: Adam, or stochastic gradient descent with `momentum`.
         weight_decay: times a parameter, is added to its gradient.
         layer_decays: (name, weight decay) of layers or parameters that have another one, by their

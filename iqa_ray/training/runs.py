@@ -34,6 +34,7 @@ from iqa_ray.training.loop import (
     start_training,
 )
 from iqa_ray.training.recipe import Recipe
+from iqa_ray.training.rows import AS_THEY_ARE, RowPlan
 
 Result = dict[str, Any]
 
@@ -42,8 +43,10 @@ Result = dict[str, Any]
 class Run:
     """A classifier to be trained and tested; the rows of each part are those of the inputs.
 
-    `key` says what the run depends on, `arm` what its training images are. With `keep_model` its
-    classifier at the best epoch is kept beside the result.
+    `key` says what the run depends on, `arm` what its training images are, `plan` how these are
+    treated. With `keep_model` its classifier at the best epoch is kept beside the result, with
+    `keep_outputs` its outputs for the test part. Without a validation part the last epoch is the
+    best.
     """
 
     key: str
@@ -53,6 +56,8 @@ class Run:
     validation: NDArray[np.int64]
     test: NDArray[np.int64]
     keep_model: bool = False
+    keep_outputs: bool = False
+    plan: RowPlan = AS_THEY_ARE
 
     @property
     def name(self) -> str:
@@ -103,13 +108,23 @@ class RunFiles:
         )
         return state
 
-    def write_model(self, run: Run, trainer: Trainer) -> None:
-        """Keep the classifier as it is now, if the run keeps any."""
+    def write_best(self, run: Run, trainer: Trainer, logits: NDArray[np.float32]) -> None:
+        """Keep the classifier as it is now, and its logits for the test part, if the run does."""
         if run.keep_model:
             write_bytes(self._model(run), _to_bytes(trainer.model.state_dict()))
+        if run.keep_outputs:
+            buffer = io.BytesIO()
+            np.save(buffer, logits)
+            write_bytes(self._outputs(run), buffer.getvalue())
+
+    def read_outputs(self, run: Run) -> NDArray[np.float32]:
+        """(n, C) logits of a finished run for its test part, at its best epoch."""
+        loaded = np.load(io.BytesIO(read_whole(self._outputs(run))), allow_pickle=False)
+        return np.asarray(loaded, np.float32)
 
     def forget(self, run: Run) -> None:
         """Remove what there is of a run."""
+        delete_file(self._outputs(run))
         delete_file(self._model(run))
         delete_file(self._result(run))
         delete_file(self._checkpoint(run))
@@ -122,6 +137,9 @@ class RunFiles:
 
     def _model(self, run: Run) -> Location:
         return self._folder / f"models/{run.key}.pt"
+
+    def _outputs(self, run: Run) -> Location:
+        return self._folder / f"outputs/{run.key}.npy"
 
 
 def _to_bytes(state: dict[str, Any]) -> bytes:
@@ -144,8 +162,8 @@ def train_run(
     A worker may be lost after it wrote the result and before it said so. One that is lost after it
     told of an epoch and before the checkpoint makes the next do that epoch again.
 
-    The epoch that counts is the best of the validation part: by accuracy, then loss, then earliest.
-    (Smith et al., section 3.2, set a tenth of the images aside, and do not say what for.)
+    The epoch that counts is the best of the validation part: by accuracy, then loss, then earliest
+    (Smith et al., section 3.2, set a tenth aside and do not say what for); without one the last.
 
     Args:
         run: which.
@@ -169,24 +187,24 @@ def train_run(
     if state["history"]:
         trainer.load_state(state["trainer"])
     history, best, last, error = state["history"], state["best"], None, ""
-    parts = {name: torch.tensor(getattr(run, name)) for name in ("train", "validation", "test")}
+    parts = {name: torch.tensor(getattr(run, name)) for name in ("validation", "test")}
     for epoch in range(len(history) + 1, run.recipe.epochs + 1):
         start_s = time.monotonic()
+        is_last = epoch == run.recipe.epochs
         try:
-            row = _do_epoch(trainer, epoch, inputs, targets, parts)
-            rank = [row["validation_accuracy"], -row["validation_loss"]]
-            is_best = best is None or rank > best["rank"]
-            if is_best or epoch == run.recipe.epochs:
-                last = _test(trainer, inputs, targets, parts["test"])
+            row = _do_epoch(trainer, epoch, inputs, targets, run, parts["validation"])
+            rank, is_best = _rank_epoch(row, best, is_last)
+            if is_best or is_last:
+                last, logits = _test(trainer, inputs, targets, parts["test"])
         except DivergedError as diverged:
             error = f"{diverged} in epoch {epoch}"
             break
         if is_best:
             best = {**(last or {}), "rank": rank, "epoch": epoch}
-            files.write_model(run, trainer)
+            files.write_best(run, trainer, logits)
         history.append({**row, "seconds": round(time.monotonic() - start_s, 4)})
         on_epoch(history[-1])
-        if epoch < run.recipe.epochs:
+        if not is_last:
             state = {"trainer": trainer.dump_state(), "history": history, "best": best}
             files.write_checkpoint(run, state)
     result = _make_result(run, history, best, last, error)
@@ -218,26 +236,48 @@ def _make_result(
 
 
 def _do_epoch(
-    trainer: Trainer, epoch: int, inputs: Inputs, targets: Tensor, parts: dict[str, Tensor]
+    trainer: Trainer, epoch: int, inputs: Inputs, targets: Tensor, run: Run, validation: Tensor
 ) -> dict[str, Any]:
-    loss, accuracy = trainer.train_epoch(epoch, inputs, targets, parts["train"])
-    logits, labels = _predict_classes(trainer, inputs, targets, parts["validation"])
+    """Train, and validate where there is a validation part; returns the row of the history."""
+    drawn = run.plan.draw(run.train, run.recipe.seed, epoch)
+    rows, certainties, weights = (None if part is None else torch.tensor(part) for part in drawn)
+    assert rows is not None
+    loss, accuracy = trainer.train_epoch(epoch, inputs, targets, rows, certainties, weights)
+    row = {"epoch": epoch, "loss": loss, "accuracy": accuracy}
+    if not len(validation):
+        return {**row, "validation_loss": None, "validation_accuracy": None}
+    logits, labels = _predict_classes(trainer, inputs, targets, validation)
     return {
-        "epoch": epoch,
-        "loss": loss,
-        "accuracy": accuracy,
+        **row,
         "validation_loss": measure_loss(logits, labels),
         "validation_accuracy": measure_accuracy(logits, labels),
     }
 
 
-def _test(trainer: Trainer, inputs: Inputs, targets: Tensor, rows: Tensor) -> dict[str, Any]:
+def _rank_epoch(
+    row: dict[str, Any], best: dict[str, Any] | None, is_last: bool
+) -> tuple[list[float] | None, bool]:
+    """The rank of an epoch, higher for a better one, and whether it is the best so far.
+
+    Without a validation part there is no rank, and the last epoch is the best.
+    """
+    if row["validation_accuracy"] is None:
+        return None, is_last
+    rank = [row["validation_accuracy"], -row["validation_loss"]]
+    return rank, best is None or rank > best["rank"]
+
+
+def _test(
+    trainer: Trainer, inputs: Inputs, targets: Tensor, rows: Tensor
+) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """The figures of the test part, and its logits."""
     logits, labels = _predict_classes(trainer, inputs, targets, rows)
     auc = measure_auc(compute_log_odds(logits), labels)
-    return {
+    figures = {
         "accuracy": measure_accuracy(logits, labels),
         "auc": auc if np.isfinite(auc) else None,
     }
+    return figures, logits
 
 
 def _predict_classes(

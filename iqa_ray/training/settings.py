@@ -12,7 +12,7 @@ from iqa_ray.config import WorkspaceJob
 from iqa_ray.training.recipe import Recipe
 
 BackboneName = Literal[
-    "resnet34", "resnet18", "alexnet", "vgg19", "efficientnet_lite0", "simplenet"
+    "resnet34", "resnet18", "alexnet", "vgg19", "efficientnet_lite0", "simplenet", "cifarnet"
 ]
 
 
@@ -63,7 +63,8 @@ class TrainingJob(WorkspaceJob):
     image_size: int | None = Field(
         default=None,
         ge=16,
-        description="pixels a side that the network sees (default: 224, and 256 for simplenet)",
+        description="pixels a side that the network sees (default: 224, 256 for simplenet, 32 for "
+        "cifarnet)",
     )
     batch_size: int = Field(
         default=Recipe.batch_size,

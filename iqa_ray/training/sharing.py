@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,10 @@ from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import one_line
 from iqa_ray.training import loop
 from iqa_ray.training.inputs import CentreOf, ChunkedImages, Inputs
-from iqa_ray.training.pixels import Fit, load_pixels
+from iqa_ray.training.pixels import CHUNK_SIZE, Fit, Pixels, load_pixels
 from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run
 
-_CHUNK_SIZE = 512  # images decoded by one task
 # Images whose features one task computes. These are whole batches, so that an image's batch is the
 # same on every cluster.
 _PIECE_SIZE = 256
@@ -56,6 +55,18 @@ class Material:
     source: ImageSource
     fit: Fit = "scale"
 
+    def load_chunk(self, start: int, stop: int) -> tuple[Pixels, list[str | None]]:
+        """The pixels and hashes of the images from `start` to `stop`, as `load_pixels` gives them.
+
+        It is called for CHUNK_SIZE images at a time.
+        """
+        paths = self.paths[start:stop]
+        return load_pixels(self.source, paths, self.image_size, 1, None, self.fit)
+
+    def open_chunks(self, chunks: Sequence[Pixels]) -> Inputs:
+        """What networks are fed from, of the pixels of all chunks."""
+        return ChunkedImages(chunks)
+
 
 @dataclass
 class Shared:
@@ -74,7 +85,7 @@ class Shared:
     chunks: dict[str, list[list[Any]]]
     features: dict[Network, list[Any]]
 
-    def open_images(self) -> ChunkedImages:
+    def open_images(self) -> Inputs:
         """The images, without a copy where this node has them.
 
         Raises:
@@ -85,7 +96,7 @@ class Shared:
         chunks = self.chunks.get(here) or next(iter(self.chunks.values()))
         hashes = [value for _, found in chunks for value in ray.get(found)]
         check_contents(self.material, hashes)
-        return ChunkedImages(ray.get([pixels for pixels, _ in chunks]))
+        return self.material.open_chunks(ray.get([pixels for pixels, _ in chunks]))
 
     def open_features(self, network: Network) -> Tensor:
         """(N, F) features of all images."""
@@ -130,23 +141,15 @@ def load_on_nodes(
         IncompleteError: some have changed or can no longer be read.
     """
     nodes = list_nodes_with_room(resources)
-    decode: Any = ray.remote(load_pixels)
+    load: Any = ray.remote(_load_chunk)
+    lean = ray.put(replace(material, weights={}))
     chunks: dict[str, list[list[Any]]] = {}
     for node in nodes:
         # elsewhere if the node is lost: its images are then made anew
         strategy = NodeAffinitySchedulingStrategy(node, soft=True)
-        place = decode.options(scheduling_strategy=strategy, num_returns=2)
-        chunks[node] = [
-            place.remote(
-                material.source,
-                material.paths[start : start + _CHUNK_SIZE],
-                material.image_size,
-                1,
-                None,
-                material.fit,
-            )
-            for start in range(0, len(material.paths), _CHUNK_SIZE)
-        ]
+        place = load.options(scheduling_strategy=strategy, num_returns=2)
+        starts = range(0, len(material.paths), CHUNK_SIZE)
+        chunks[node] = [place.remote(lean, start, start + CHUNK_SIZE) for start in starts]
     num_done = 0
     for pairs in chunks.values():
         hashes: list[str | None] = []
@@ -157,6 +160,10 @@ def load_on_nodes(
             on_event({"decoded": num_done, "of": len(material.paths) * len(nodes)})
         check_contents(material, hashes)
     return chunks
+
+
+def _load_chunk(material: Material, start: int, stop: int) -> tuple[Pixels, list[str | None]]:
+    return material.load_chunk(start, stop)
 
 
 def compute_shared_features(

@@ -41,7 +41,7 @@ def find_weights(name: str, weights: str) -> Path | None:
         if not path.is_file():
             raise UsageError(f"--weights {weights}: no such file (or say imagenet or none)")
         return path
-    if name in ("simplenet", "simplenet_norm"):
+    if name in ("simplenet", "simplenet_norm", "cifarnet"):
         raise UsageError(f"{name} has no ImageNet weights: use --weights none or a file")
     if name == "inception_resnet_v2":
         raise UsageError(

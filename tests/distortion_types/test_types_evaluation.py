@@ -12,9 +12,9 @@ from iqa_ray.distortion_types.evaluation import (
     find_none_below,
     fit_temperature,
     format_evaluation,
-    measure_calibration_error,
     measure_classes,
 )
+from iqa_ray.training.evaluation import measure_calibration_error
 
 
 def test_sensitivity_and_specificity_by_hand():
@@ -30,14 +30,6 @@ def test_sensitivity_and_specificity_by_hand():
 def test_confusions_have_the_true_class_by_row():
     counts = count_confusions(np.array([0, 0, 2, 1]), np.array([0, 2, 2, 0]), 3)
     assert counts.tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 1]]
-
-
-def test_the_calibration_error_by_hand():
-    """Two bins: of 0.9 three in four are right, of 0.6 one in two."""
-    probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 2)
-    labels = np.array([0, 0, 0, 1, 0, 1])
-    expected = 4 / 6 * abs(0.9 - 0.75) + 2 / 6 * abs(0.6 - 0.5)
-    assert measure_calibration_error(probabilities, labels) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("outputs", ["softmax", "sigmoid"])

@@ -44,6 +44,18 @@ def test_every_epoch_is_in_the_event_file_at_once(tmp_path):
     assert found == [(step, name, epoch(step)["epoch"][name]) for step in (1, 2) for name in NAMES]
 
 
+def test_a_run_without_a_validation_part_is_shown_as_well(tmp_path, capsys, monkeypatch):
+    event = epoch(1)
+    event["epoch"] |= {"validation_loss": None, "validation_accuracy": None}
+    monkeypatch.setattr("iqa_ray.experiments.live.LINE_INTERVAL_S", 0.0)
+    with LiveRuns([RUN], 0, str(tmp_path)) as live:
+        live({"started": RUN.key})
+        live(event)
+        table = live._render()
+    assert "validation accuracy –;" in capsys.readouterr().err
+    assert [list(column.cells) for column in table.columns][5] == ["–"]
+
+
 @pytest.mark.parametrize("after_the_loss", [[], [3], [3, *range(4, 31)], range(4, 31)])
 def test_what_is_left_counts_no_epoch_twice(capsys, monkeypatch, after_the_loss):
     """A worker is lost after the run's third epoch, or after its result; another takes the run.

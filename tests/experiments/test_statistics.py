@@ -214,7 +214,7 @@ def test_other_arms_can_be_compared():
     runs = make_runs(
         {("net", "removed-0"): [0.5, 0.5, 0.5], ("net", "removed-30"): [0.6, 0.7, 0.8]}
     )
-    row = compare_arms(runs, better="removed-30", worse="removed-0").iloc[0]
+    row = compare_arms(runs, [("removed-30", "removed-0")]).iloc[0]
     assert (row["better"], row["worse"]) == ("removed-30", "removed-0")
     assert row["accuracy_difference"] == pytest.approx(0.2)
 

@@ -27,6 +27,7 @@ from iqa_ray.scoring.cpu_scorer import (
     write_parts,
 )
 from iqa_ray.scoring.deep_scorer import DeepPlan
+from iqa_ray.smoothing import versions
 from iqa_ray.weights.files import WeightFile
 from iqa_ray.weights.metric_files import Weights
 
@@ -100,6 +101,7 @@ def run_inline(before_shard: BeforeShard = lambda shard: None) -> Iterator[None]
             (spreading, "DeepShardScorer", DeepStandIn),
             (planning, "prepare_weights", describe_weights),
             (missing, "run_shards", run_shards),
+            (versions, "run_shards", run_shards),
         ):
             stack.enter_context(mock.patch.object(target, name, stand_in))
         yield

@@ -26,6 +26,7 @@ USE_RAY = {
     "distortions train": "--synthesise-from {data} --workspace {empty} --num-images 70 "
     "--crop-size 64 --mix balanced",
     "distortions apply": "--workspace {ws} --model {model}",
+    "smooth": "{split} --workspace {empty}",
     "rescore": "{data} --workspace {ws}",
     "demo": "--workspace {empty}",
 }
@@ -59,6 +60,8 @@ def scored(tmp_path_factory, ray_session) -> Path:
     rows = {"path": scores["path"], "predicted": scores["label"]}
     pd.DataFrame(rows).to_csv(root / "predictions.csv", index=False)
     (root / "late.jpg").rename(image)
+    parts = ["test" if number % 5 == 0 else "train" for number in range(len(scores))]
+    scores[["path", "label"]].assign(split=parts).to_csv(root / "split.csv", index=False)
     return root
 
 
@@ -68,6 +71,7 @@ def call(capsys, monkeypatch, scored, tmp_path, name: str, arguments: str) -> tu
     shutil.copytree(scored / "ws", tmp_path / "ws")
     places = {"data": scored / "data", "predictions": scored / "predictions.csv"}
     places |= {"ws": tmp_path / "ws", "empty": tmp_path / "empty"}
+    places["split"] = scored / "split.csv"
     places["model"] = scored / "model.safetensors"
     words = [word.format(**places) for word in arguments.split()]
     code = cli.main([*name.split(), *words, "--address", NOWHERE])

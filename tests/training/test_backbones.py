@@ -47,6 +47,33 @@ def test_normalised_simplenet_has_no_parameters_more_and_whitens_first():
     assert model.features.whiten(spot)[0, 0, 4, 4].item() == pytest.approx(expected)
 
 
+def test_cifarnet_has_the_layers_of_its_table():
+    """Chen et al., Table 1; sizes as rows × columns × channels there."""
+    model = backbones.create("cifarnet", num_classes=10)
+    assert num_parameters(model) == 4864 + 102_464 + 1_573_248 + 73_920 + 1930
+    values, sizes = torch.rand(2, 3, 32, 32), {}
+    for name, layer in model.features.named_children():
+        values = layer(values)
+        sizes[name] = tuple(values.shape[1:])
+    assert {name: sizes[name] for name in ("conv1", "pool1", "lrn1", "conv2", "lrn2", "pool2")} == {
+        "conv1": (64, 32, 32), "pool1": (64, 16, 16), "lrn1": (64, 16, 16),
+        "conv2": (64, 16, 16), "lrn2": (64, 16, 16), "pool2": (64, 8, 8),
+    }  # fmt: skip
+    assert (sizes["flatten"], sizes["dense1"], sizes["dense2"]) == ((4096,), (384,), (192,))
+    order = list(sizes)
+    assert order[:8] == ["conv1", "pool1", "relu1", "lrn1", "conv2", "relu2", "lrn2", "pool2"]
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert model(torch.rand(2, 3, 64, 64)).shape == (2, 10)
+
+
+def test_local_response_normalisation_is_pytorchs():
+    norm = backbones.create("cifarnet", num_classes=10).features.lrn1
+    expected = torch.nn.LocalResponseNorm(9, alpha=0.001, beta=0.75, k=1.0)
+    values = 30 * torch.randn(3, 64, 5, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(norm(values), expected(values))
+    assert (norm(values) - values).abs().max() > 1
+
+
 def test_inception_resnet_v2_needs_its_file(tmp_path):
     pytest.importorskip("timm")
     with pytest.raises(UsageError, match="inception_resnet_v2 are not fetched .* --weights FILE"):

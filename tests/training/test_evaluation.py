@@ -9,6 +9,7 @@ from iqa_ray.training.evaluation import (
     compute_log_odds,
     measure_accuracy,
     measure_auc,
+    measure_calibration_error,
     measure_loss,
 )
 
@@ -91,3 +92,11 @@ def test_auc_is_the_share_of_pairs_in_order(rows):
         areas += [sum(pairs) / len(pairs)] if pairs else []
     expected = np.mean(areas) if areas else np.nan
     assert measure_auc(values, labels) == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_calibration_error_by_hand():
+    """Two bins: of 0.9 three in four are right, of 0.6 one in two."""
+    probabilities = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 2)
+    labels = np.array([0, 0, 0, 1, 0, 1])
+    expected = 4 / 6 * abs(0.9 - 0.75) + 2 / 6 * abs(0.6 - 0.5)
+    assert measure_calibration_error(probabilities, labels) == pytest.approx(expected)

@@ -172,7 +172,7 @@ def test_images_that_are_gone_or_have_changed_end_the_training(
     material, tmp_path, monkeypatch, freeze_backbone
 ):
     """In whichever chunk they are; nothing is kept under the keys of what was scored."""
-    monkeypatch.setattr(sharing, "_CHUNK_SIZE", 8)
+    monkeypatch.setattr(sharing, "CHUNK_SIZE", 8)
     runs, out = make_runs(2, freeze_backbone=freeze_backbone), tmp_path / "out"
     shutil.copy(material.paths[2], material.paths[20])
     commands = "run `iqa-ray score`, `iqa-ray select` and this command again"

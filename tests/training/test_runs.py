@@ -6,6 +6,7 @@ import io
 import json
 import os
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,6 +29,7 @@ from iqa_ray.training.loop import (
     start_training,
 )
 from iqa_ray.training.recipe import Recipe
+from iqa_ray.training.rows import RowPlan
 from iqa_ray.training.runs import RunFiles, train_run
 
 
@@ -63,6 +65,49 @@ def test_the_best_epoch_is_that_of_validation(undisturbed):
 
 def test_the_same_run_is_the_same_to_the_last_bit(undisturbed, files):
     assert without_times(train(make_run(), files)) == without_times(undisturbed)
+
+
+def test_without_a_validation_part_the_last_epoch_counts_and_alone_is_tested(files, monkeypatch):
+    run = replace(make_run(), validation=np.empty(0, np.int64), keep_outputs=True, keep_model=True)
+    tested = []
+    predict = loop.Trainer.predict
+    monkeypatch.setattr(
+        loop.Trainer, "predict", lambda self, *given: tested.append(1) or predict(self, *given)
+    )
+    result = train(run, files)
+    assert len(tested) == 1
+    assert result["best_epoch"] == 4
+    assert {row["validation_accuracy"] for row in result["history"]} == {None}
+    outputs = files.read_outputs(run)
+    assert outputs.shape == (8, 2)
+    right = outputs.argmax(1) == TARGETS[run.test].numpy()
+    assert result["accuracy"] == result["last_accuracy"] == right.mean()
+    trainer = start_training(RECIPE, 2)
+    trainer.model.load_state_dict(files.read_model(run))
+    assert np.array_equal(predict(trainer, INPUTS, torch.tensor(run.test)), outputs)
+    files.forget(run)
+    with pytest.raises(FileNotFoundError):
+        files.read_outputs(run)
+
+
+def test_rows_are_trained_as_the_plan_says(undisturbed, tmp_path):
+    """Labels that are certain and weights of 1 change nothing; others do, each in its own way."""
+
+    def train_one(name, **plan):
+        run = replace(make_run(replace(RECIPE, epochs=1)), plan=RowPlan(**plan))
+        return train(run, RunFiles(locate(tmp_path / name)))["history"][0]["loss"]
+
+    before = undisturbed["history"][0]["loss"]
+    ones = np.ones(40, np.float32)
+    assert train_one("certain", certainties=ones) == pytest.approx(before, rel=1e-4)
+    assert train_one("equal", weights=ones) == pytest.approx(before, rel=1e-4)
+    half = np.where(np.arange(40) % 2, 1, 0.6).astype(np.float32)
+    others = [
+        train_one("unsure", certainties=half),
+        train_one("light", weights=half),
+        train_one("shuffled", certainties=half, is_shuffled=True),
+    ]
+    assert len({before, *others}) == 4
 
 
 @pytest.mark.parametrize("augment", ["none", "standard"])
