@@ -110,7 +110,10 @@ class WorkspaceJob(Job):
 
 
 def positional(description: str, metavar: str, **settings: Any) -> Any:
-    """A field that is given by position on the command line; required unless it has a default."""
+    """A field that is given by position on the command line, or by its name as a flag.
+
+    It is required unless it has a default.
+    """
     return Field(
         description=description,
         json_schema_extra={"positional": True, "metavar": metavar},
@@ -130,6 +133,8 @@ def build_parser(parser: argparse.ArgumentParser, model: type[Job]) -> argparse.
         if extra.get("positional"):
             # optional for argparse, since --config may hold it; the model requires it
             parser.add_argument(name, nargs="?", **options)
+            by_name = {**options, "help": argparse.SUPPRESS}
+            parser.add_argument(_flag_of(name), dest=name, **by_name)
             continue
         if not field.is_required() and field.default not in (None, (), {}, False):
             options["help"] = f"{text} (default: {format_value(field.default)})"

@@ -26,6 +26,11 @@ def test_flags_become_settings():
     assert parse(ScoreJob, "x", "--workspace", "ws").metrics[0] == "lapv"
 
 
+def test_what_has_a_position_has_a_name_as_well():
+    job = parse(ScoreJob, "--images", "photos", "--workspace", "ws")
+    assert job == parse(ScoreJob, "photos", "--workspace", "ws")
+
+
 def test_flags_win_over_the_file(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("images: a\nworkspace: ws\nmax-pixels: 9\nmetrics: [lapm]\n")

@@ -133,6 +133,7 @@ def make_recipe(job: SmoothJob, seed: int, image_size: int) -> Recipe:
         momentum=job.momentum,
         layer_decays=_DENSE_DECAYS if job.backbone == "cifarnet" else (),
         schedule=schedule,
+        bf16_on_cpu=True,
     )
 
 

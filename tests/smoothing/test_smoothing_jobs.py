@@ -187,7 +187,7 @@ def test_the_recipe_is_the_printed_one():
     assert (recipe.backbone, recipe.loss, recipe.optimiser) == ("cifarnet", "brier", "sgd")
     assert (recipe.epochs, recipe.batch_size, recipe.lr) == (2000, 100, 0.1)
     assert (recipe.schedule, recipe.momentum, recipe.augment) == (Steps(350, 0.1), 0, "none")
-    assert [recipe.find_lr(epoch) for epoch in (350, 351, 701)] == pytest.approx([0.1, 0.01, 0.001])
+    assert [recipe.find_lr(done) for done in (349, 350, 700)] == pytest.approx([0.1, 0.01, 0.001])
     optimiser = make_optimiser(recipe, start_training(recipe, 10).model)
     decayed = [g for g in optimiser.param_groups if g["weight_decay"]]
     assert [group["weight_decay"] for group in decayed] == [0.004]
