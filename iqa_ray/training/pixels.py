@@ -47,6 +47,20 @@ def cut_crops(image: Pixels, size: int, num_crops: int) -> Pixels:
     return np.stack(crops)
 
 
+def scale_square(image: Pixels, size: int) -> Pixels:
+    """The centre square of an image, scaled.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        size: pixels a side.
+
+    Returns:
+        (size, size, 3) uint8 RGB.
+    """
+    scaled = ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(scaled)
+
+
 def load_pixels(
     source: ImageSource,
     paths: Sequence[str],
@@ -71,16 +85,15 @@ def load_pixels(
     def load(row: int) -> None:
         try:
             data = source.read(paths[row])
-            image = Image.fromarray(source.decode(data))
+            image = source.decode(data)
         except ImageError as error:
             if on_unread is not None and isinstance(error, UnreadError):
                 on_unread(row)
             return
         if fit == "crop":
-            pixels[row] = cut_crops(np.asarray(image), image_size, 1)[0]
+            pixels[row] = cut_crops(image, image_size, 1)[0]
         else:
-            size = (image_size, image_size)
-            pixels[row] = np.asarray(ImageOps.fit(image, size, Image.Resampling.BILINEAR))
+            pixels[row] = scale_square(image, image_size)
         hashes[row] = hash_content(data)
 
     with ThreadPoolExecutor(num_threads) as pool:
