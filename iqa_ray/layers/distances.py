@@ -2,10 +2,9 @@
 
 CKA compares what two sets of features say of how alike images are (Kornblith et al. 2019, section
 3): 1 where one is the other turned and scaled, 0 where they have nothing in common. It is computed
-from sums over batches (Nguyen et al. 2021, equations 2 and 3): of each batch an unbiased estimate
-of HSIC (Song et al. 2012, equation 5), three numbers a layer. So memory does not grow with images,
-and the expected value does not depend on how large the batches are, as that of the usual, biased
-estimate does.
+from sums over batches (Nguyen et al. 2021): of each batch an unbiased estimate of HSIC (Song et al.
+2012), three numbers a layer. So memory does not grow with images, and the sums' expected values do
+not depend on how large the batches are, as those of the usual, biased estimate do.
 """
 
 from __future__ import annotations
