@@ -58,8 +58,8 @@ def _describe_dropout(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     distance, cka = whole["distance"], whole["cka"]
     logs = [None if value is None else value - 1 for value in distance]
     return [
-        f"With dropout active, from the first such layer on, L2 distances are {show(distance)} "
-        f"times those with it inactive, and 1 − CKA is higher by {show(cka)}: "
+        f"With dropout active, from the first such layer on, L2 distances are {show(distance, 3)} "
+        f"times those with it inactive, and 1 − CKA is higher by {show(cka, 3)}: "
         + _judge(
             [logs, cka],
             "dropout damps distortions, as Cheraaqee expects",
@@ -101,15 +101,13 @@ def _describe_errors(errors: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def show(figure: Figure) -> str:
+def show(figure: Figure, digits: int = 2) -> str:
     """Such as `−0.62 [−0.70, −0.51]`."""
-    value, low, high = figure
+    value, low, high = (
+        None if number is None else f"{number:.{digits}f}".replace("-", "−") for number in figure
+    )
     if value is None:
         return "undefined"
     if low is None or high is None:
-        return f"{_number(value)} (no interval: too few batches)"
-    return f"{_number(value)} [{_number(low)}, {_number(high)}]"
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+        return f"{value} (no interval: too few batches)"
+    return f"{value} [{low}, {high}]"

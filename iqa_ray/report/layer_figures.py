@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _PANEL_INCHES, _LAYER_INCHES = 1.7, 0.115
 _MIN_HEIGHT_INCHES = 1.6
 _MAX_NAMES = 70  # more would overlap
+_MIN_TOP = 1e-3  # of a scale, for distances that are all 0
 _COLOURS = "viridis"  # one that colour-blind readers, and grey prints, keep in order
 _MEASURES = {"distance": "L2 distance / norm", "dissimilarity": "1 − CKA"}
 
@@ -52,18 +53,22 @@ def draw_layers(table: pd.DataFrame) -> bytes:
         panel.set_xlabel("level", fontsize=8)
     step = -(-len(layers) // _MAX_NAMES)
     names = [_cut(name) for name in layers[::step]]
-    panels[0, 0].set_yticks(range(0, len(layers), step), names, fontsize=5.5)
+    for panel in panels[:, 0]:
+        panel.set_yticks(range(0, len(layers), step), names, fontsize=5.5)
     return to_png(figure)
 
 
 def _draw_line(
     figure: Figure, panels: list[Axes], rows: pd.DataFrame, measure: str, title: str
 ) -> None:
-    highest = float(np.nanmax(rows[measure])) if rows[measure].notna().any() else 1.0
+    from matplotlib.colors import PowerNorm
+
+    # square roots: else the strongest distortion would leave all others in one colour
+    norm = PowerNorm(0.5, 0, np.nanmax([*rows[measure], _MIN_TOP]), clip=True)
     for panel, (_, group) in zip(panels, rows.groupby("distortion", sort=False), strict=True):
         cells = group.pivot(index="depth", columns="level", values=measure)
         image = panel.imshow(
-            cells.to_numpy(np.float64), aspect="auto", cmap=_COLOURS, vmin=0, vmax=highest or 1.0,
+            cells.to_numpy(np.float64), aspect="auto", cmap=_COLOURS, norm=norm,
             interpolation="nearest",
         )  # fmt: skip
         panel.set_xticks(range(cells.shape[1]), [str(level) for level in cells.columns])
