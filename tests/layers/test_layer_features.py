@@ -35,9 +35,7 @@ def pick(found, layer, mode=0):
     return found.distances[mode, :, found.layers.index(layer)]
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [("resnet18", 32), ("alexnet", 64), ("simplenet", 64)]
-)
+@pytest.mark.parametrize(("name", "size"), [("resnet18", 32), ("alexnet", 64), ("simplenet", 64)])
 def test_identical_images_have_a_distance_of_exactly_0_in_every_layer(name, size):
     """Also where layers work in place, run twice, or drop something out."""
     torch.manual_seed(0)
