@@ -159,7 +159,8 @@ def _name_classes(network: TaskNetwork, images: pa.Table, job: LayersJob) -> lis
         try:
             text = read_bytes(locate(job.classes)).decode()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--classes {job.classes}: {one_line(error)}") from None
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise UsageError(f"--classes {job.classes}: {reason}") from None
         classes = [line.strip() for line in text.splitlines() if line.strip()]
         advice, where = "it needs a line an output", f"--classes {job.classes}"
     if len(classes) != network.num_outputs:

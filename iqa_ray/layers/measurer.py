@@ -189,7 +189,8 @@ class BatchMeasurer:
             clean, *copies = np.stack(seen, axis=1)
             pairs = zip(batch["targets"], statuses, strict=True)
             targets = [target for target, status in pairs if status == "ok"]
-            seed = int(hash_content(f"{self._plan.seed} {batch['image_id']}".encode())[:15], 16)
+            text = " ".join([str(self._plan.seed), *batch["image_ids"]])
+            seed = int(hash_content(text.encode())[:15], 16)
             found = measure_batch(self._module, clean, copies, targets, seed)
             row |= {"layers": found.layers, "kinds": found.kinds}
             row |= {"skipped": [f"{name}: {why}" for name, why in found.skipped.items()]}

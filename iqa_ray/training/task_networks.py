@@ -59,7 +59,13 @@ def parse_task_network(data: bytes, where: str, architecture: str | None = None)
     except Exception as error:  # a foreign file raises almost anything
         raise UsageError(f"--network {where}: not a checkpoint: {one_line(error)}") from None
     if isinstance(loaded, dict) and {"state", "classes", "backbone", "image_size"} <= set(loaded):
-        classifier = build_classifier(loaded)
+        try:
+            classifier = build_classifier(loaded)
+        except RuntimeError as error:
+            raise UsageError(
+                f"--network {where}: its tensors are not those of {loaded['backbone']}: "
+                f"{one_line(error)}"
+            ) from None
         classes = tuple(loaded["classes"])
         return TaskNetwork(classifier.eval(), len(classes), classes, loaded["image_size"])
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None

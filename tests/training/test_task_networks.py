@@ -68,6 +68,11 @@ def export():
     [
         (script, None, "a compiled program .TorchScript or torch.export.*give the checkpoint"),
         (export, None, "a compiled program"),
+        (
+            lambda: save({"state": {}, "classes": ["a"], "backbone": "resnet18", "image_size": 64}),
+            None,
+            "its tensors are not those of resnet18",
+        ),
         (lambda: b"nothing", None, "not a checkpoint"),
         (lambda: save({"a": 1}), None, "neither a classifier .* nor a state dict"),
         (lambda: save([1]), None, "neither a classifier"),
