@@ -11,6 +11,7 @@ from iqa_ray.layers.findings import Findings
 from iqa_ray.layers.measurer import Measured
 from iqa_ray.layers.summary import show, write_paragraph
 from iqa_ray.layers.tables import LAYERS_SCHEMA
+from iqa_ray.selection.confidence import bound_correlation, correlate_ranks
 
 COPIES = (("noise", 1), ("noise", 2), ("jpeg", 1))
 KINDS = ("Conv2d", "ReLU", "Dropout", "Linear")
@@ -110,8 +111,9 @@ def test_unknown_distances_are_left_out_and_counted():
     assert row["distance"] == pytest.approx(distances[0, 0, 0, 5:].mean())
     assert find(table, layer="layer0", distortion="all")["num_images"] == 55
     losses = make_measured(distances).losses
-    expected = stats.spearmanr(distances[0, 0, 0, 5:], losses[0, 1, 5:])[0]
-    assert row["srcc_loss"] == pytest.approx(expected)
+    expected = bound_correlation(*correlate_ranks(distances[0, 0, 0, 5:], losses[0, 1, 5:]))
+    found = row[["srcc_loss", "srcc_loss_low", "srcc_loss_high"]].tolist()
+    assert found == pytest.approx([expected.value, expected.low, expected.high])
 
 
 def depth_of(distances, distortion="all", **given):
