@@ -29,6 +29,7 @@ from iqa_ray.storage.files import write_bytes
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.training import backbones
 from iqa_ray.training.loop import dump_checkpoint
+from iqa_ray.training.pixels import scale_square
 
 COPIES = {"distortions": ("gaussian_blur", "noise"), "levels": (1, 5)}
 
@@ -105,7 +106,6 @@ def test_the_table_has_every_layer_copy_and_mode(ws):
 def test_measures_are_those_of_the_images_distorted_at_full_size(ws, photos):
     from iqa_ray.distortions import distort
     from iqa_ray.layers.features import measure_batch
-    from iqa_ray.training.pixels import scale_square
 
     layers(ws, levels=(5,), batch_size=24)
     network = measurer.Plan(f"{ws}/../network.pt", None, (), 0).load_network()[0]
@@ -172,6 +172,17 @@ def test_images_are_drawn_by_the_seed(ws):
     assert (read(ws)["distance"] != first["distance"]).any()
 
 
+def lose_clean(ws, photos, without):
+    """The mean loss of the photographs, some left out."""
+    files = [file for file in sorted(photos.rglob("*.png")) if file.stem not in without]
+    pixels = np.stack([scale_square(np.asarray(Image.open(file)), 64) for file in files])
+    network = measurer.Plan(f"{ws}/../network.pt", None, (), 0).load_network()[0]
+    targets = torch.tensor([int(file.parent.name == "b") for file in files])
+    with torch.no_grad():
+        logits = network.module(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    return float(torch.nn.functional.cross_entropy(logits, targets))
+
+
 def test_images_that_cannot_be_read_are_noted_and_tried_again_when_they_are_back(ws, photos, capfd):
     content = (photos / "a/00.png").read_bytes()
     (photos / "a/00.png").unlink()
@@ -180,6 +191,7 @@ def test_images_that_cannot_be_read_are_noted_and_tried_again_when_they_are_back
     assert (summary["num_measured"], summary["num_failed"]) == (22, 2)
     assert "2 images could not be measured, such as" in capfd.readouterr().err
     assert (read(ws)["num_images"] == 22).all()
+    assert summary["losses"][0]["loss"] == pytest.approx(lose_clean(ws, photos, {"00", "02"}))
     (photos / "a/00.png").write_bytes(content)
     summary, num_measured = layers(ws)
     assert (summary["num_measured"], num_measured) == (23, 1)
