@@ -187,13 +187,13 @@ def test_images_that_cannot_be_read_are_noted_and_tried_again_when_they_are_back
     content = (photos / "a/00.png").read_bytes()
     (photos / "a/00.png").unlink()
     (photos / "a/02.png").write_bytes(b"nothing")
-    summary, _ = layers(ws)
+    summary, _ = layers(ws, batch_size=24)
     assert (summary["num_measured"], summary["num_failed"]) == (22, 2)
     assert "2 images could not be measured, such as" in capfd.readouterr().err
     assert (read(ws)["num_images"] == 22).all()
     assert summary["losses"][0]["loss"] == pytest.approx(lose_clean(ws, photos, {"00", "02"}))
     (photos / "a/00.png").write_bytes(content)
-    summary, num_measured = layers(ws)
+    summary, num_measured = layers(ws, batch_size=24)
     assert (summary["num_measured"], num_measured) == (23, 1)
 
 
