@@ -28,7 +28,7 @@ from iqa_ray.layers.distances import SMALLEST_BATCH, Floats
 from iqa_ray.storage.files import locate, one_line, read_bytes
 from iqa_ray.storage.parquet import Fingerprints
 from iqa_ray.storage.workspace import Workspace
-from iqa_ray.training.pixels import Pixels, scale_square
+from iqa_ray.training.pixels import Pixels, cut_square
 from iqa_ray.training.task_networks import TaskNetwork, parse_task_network
 
 _BATCH_SCHEMA = pa.schema(
@@ -206,7 +206,7 @@ class BatchMeasurer:
                 copies.append(distort(image, name, level=level, rng=self._plan.seed))
             except (ValueError, OSError, MemoryError) as error:  # as codecs do of odd shapes
                 raise ImageError("undefined", f"{name} {level}: {one_line(error)}") from None
-        return np.stack([scale_square(copy, self._image_size) for copy in copies])
+        return np.stack([cut_square(copy, self._image_size) for copy in copies])
 
 
 def measure_missing(

@@ -29,7 +29,7 @@ from iqa_ray.storage.files import write_bytes
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.training import backbones
 from iqa_ray.training.loop import dump_checkpoint
-from iqa_ray.training.pixels import scale_square
+from iqa_ray.training.pixels import cut_square
 
 COPIES = {"distortions": ("gaussian_blur", "noise"), "levels": (1, 5)}
 
@@ -115,7 +115,7 @@ def test_measures_are_those_of_the_images_distorted_at_full_size(ws, photos):
         images,
         *([distort(i, n, level=5, rng=0) for i in images] for n in ("gaussian_blur", "noise")),
     ]
-    clean, *copies = (np.stack([scale_square(i, 64) for i in version]) for version in versions)
+    clean, *copies = (np.stack([cut_square(i, 64) for i in version]) for version in versions)
     found = measure_batch(network.module, clean, copies, targets, 0)
     table = read(ws)
     rows = table[~table["dropout"] & (table["distortion"] == "noise")]
@@ -175,7 +175,7 @@ def test_images_are_drawn_by_the_seed(ws):
 def lose_clean(ws, photos, without):
     """The mean loss of the photographs, some left out."""
     files = [file for file in sorted(photos.rglob("*.png")) if file.stem not in without]
-    pixels = np.stack([scale_square(np.asarray(Image.open(file)), 64) for file in files])
+    pixels = np.stack([cut_square(np.asarray(Image.open(file)), 64) for file in files])
     network = measurer.Plan(f"{ws}/../network.pt", None, (), 0).load_network()[0]
     targets = torch.tensor([int(file.parent.name == "b") for file in files])
     with torch.no_grad():
