@@ -147,6 +147,15 @@ COMMANDS = {
         "iqa-ray distortions apply --workspace ws\n"
         "iqa-ray distortions apply --workspace ws --model ws/distortion_types/model.safetensors",
     ),
+    "layers": Command(
+        "iqa_ray.layers.settings", "LayersJob",
+        "iqa_ray.layers.jobs", "run_layers", "describe_layers",
+        "where in a network distortions bite: how far they move each layer's features",
+        "iqa-ray layers --workspace ws\n"
+        "iqa-ray layers --workspace ws --distortions gaussian_blur,noise --levels 1,3,5\n"
+        "iqa-ray layers --workspace ws --network resnet50.pth --architecture resnet50 "
+        "--classes classes.txt",
+    ),
     "rescore": Command(
         "iqa_ray.rescoring.settings", "RescoreJob",
         "iqa_ray.rescoring.jobs", "run_rescore", "describe_rescore",

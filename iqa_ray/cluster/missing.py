@@ -31,6 +31,8 @@ def do_missing(
     *,
     title: str,
     problem: str,
+    shard_size: int = _SHARD_SIZE,
+    unit: str = "images",
 ) -> int:
     """Have actors do the images that `parts` have no valid row of.
 
@@ -46,6 +48,8 @@ def do_missing(
         address: of the Ray cluster.
         title: of the progress line.
         problem: what a shard is that could not be done, such as "have no predictions".
+        shard_size: rows of a shard.
+        unit: what a row is, if not an image.
 
     Returns:
         The number of images that were done.
@@ -57,12 +61,12 @@ def do_missing(
     rows = np.flatnonzero(find_missing(parts.done(), fingerprints))
     if not len(rows):
         return 0
-    pieces = [rows[start : start + _SHARD_SIZE] for start in range(0, len(rows), _SHARD_SIZE)]
+    pieces = [rows[start : start + shard_size] for start in range(0, len(rows), shard_size)]
     shards = [(images.take(piece), fingerprints[piece]) for piece in pieces]
     with connection.connect(address):
         resources = connection.prefer_gpu(Resources(num_cpus=1.0))
         num_actors = connection.count_actors(num_actors, resources, len(shards))
-        with Progress(len(rows), title) as progress:
+        with Progress(len(rows), title, unit) as progress:
             pool = Pool(make_worker, shards, num_actors, resources)
             failures = run_shards([pool], lambda _, __, done: progress.update(done))
     if failures:

@@ -43,11 +43,11 @@ def _name_labels(images: pa.Table) -> pa.Table:
 
 def load_model(workspace: Workspace, key: str) -> tuple[Classifier, list[str], int]:
     """The classifier that the workspace keeps, its classes, and its images' pixels a side."""
-    from iqa_ray.training import backbones, loop
+    from iqa_ray.training import loop
+    from iqa_ray.training.task_networks import build_classifier
 
     loaded = loop.load_checkpoint(read_bytes(workspace.location / model_file(key)))
-    model = backbones.create(loaded["backbone"], len(loaded["classes"]))
-    model.load_state_dict(loaded["state"])
+    model = build_classifier(loaded)
     return model.to(loop.pick_device()).eval(), loaded["classes"], loaded["image_size"]
 
 

@@ -92,7 +92,7 @@ def relate_confidence(
     pcc = srcc = None
     if len(scores) >= MIN_IMAGES and np.ptp(scores) > 0 and np.ptp(confidence) > 0:
         pcc = _correlate(oriented, confidence)
-        srcc = _correlate_ranks(oriented, confidence)
+        srcc = bound_correlation(*correlate_ranks(oriented, confidence))
     bins = tuple(
         _describe_bin(scores[rows], confidence[rows], correct[rows], higher_is_better)
         for rows in _split_equally(oriented)
@@ -109,14 +109,18 @@ def _correlate(x: Floats, y: Floats) -> Correlation:
     """
     x, y = stats.zscore(x), stats.zscore(y)
     value = float(np.mean(x * y))
-    return _bound(value, _influence(x, y, value))
+    return bound_correlation(value, _influence(x, y, value))
 
 
-def _correlate_ranks(x: Floats, y: Floats) -> Correlation:
+def correlate_ranks(x: Floats, y: Floats) -> tuple[float, Floats]:
     """Spearman's correlation: Pearson's of the ranks, ties sharing the mean of theirs.
 
-    The interval is that of `_correlate`, with the influence that an image has through the ranks
-    of the others as well.
+    Args:
+        x, y: (n,) values of the same images, neither all the same.
+
+    Returns:
+        The correlation, and the (n,) influences of the images on it, also through the ranks of the
+        others, of which `bound_correlation` makes an interval.
     """
     ranks = [stats.rankdata(values) for values in (x, y)]
     u, v = (stats.zscore(rank) for rank in ranks)
@@ -125,7 +129,7 @@ def _correlate_ranks(x: Floats, y: Floats) -> Correlation:
     for rank, own, other in ((ranks[0], u, v), (ranks[1], v, u)):
         share_above = _sum_above(rank, other - value * own) / len(x)
         influence += len(x) / np.std(rank) * (share_above - np.mean(share_above))
-    return _bound(value, influence)
+    return value, influence
 
 
 def _influence(u: Floats, v: Floats, value: float) -> Floats:
@@ -140,7 +144,8 @@ def _sum_above(rank: Floats, weights: Floats) -> Floats:
     return (sums.sum() - np.cumsum(sums) + sums / 2)[place]
 
 
-def _bound(value: float, influence: Floats) -> Correlation:
+def bound_correlation(value: float, influence: Floats) -> Correlation:
+    """A correlation with its interval, from the (n,) influences of the images on it."""
     room = 1 - value**2
     if room < 1e-12:  # all on one line
         return Correlation(value, value, value)

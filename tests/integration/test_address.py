@@ -15,6 +15,7 @@ from iqa_ray.distortion_types.dataset import CLASSES
 from iqa_ray.distortion_types.model import ModelCard, dump_model
 from iqa_ray.synthetic.dotcodes import make_dataset
 from iqa_ray.training import backbones
+from iqa_ray.training.loop import dump_checkpoint
 
 NOWHERE = "127.0.0.1:1"
 USE_RAY = {
@@ -27,6 +28,7 @@ USE_RAY = {
     "--crop-size 64 --mix balanced",
     "distortions apply": "--workspace {ws} --model {model}",
     "smooth": "{split} --workspace {empty}",
+    "layers": "--workspace {ws} --network {classifier}",
     "rescore": "{data} --workspace {ws}",
     "demo": "--workspace {empty}",
 }
@@ -53,6 +55,9 @@ def scored(tmp_path_factory, ray_session) -> Path:
     card = ModelCard("simplenet_norm", CLASSES, 64, 1, "softmax")
     (root / "model.safetensors").write_bytes(dump_model(card, state))
     ws = str(root / "ws")
+    simplenet = backbones.create("simplenet", 2).state_dict()
+    checkpoint = {"state": simplenet, "classes": ["north", "south"], "backbone": "simplenet"}
+    (root / "classifier.pt").write_bytes(dump_checkpoint({**checkpoint, "image_size": 64}))
     scores = iqa_ray.score(root / "data", workspace=ws, metrics=["lapm"])
     limit = f"lapm={scores['lapm'].quantile(1 / 3)}"
     assert cli.main(["cutoffs", "--workspace", ws, "--cutoff", limit]) == 0
@@ -71,8 +76,8 @@ def call(capsys, monkeypatch, scored, tmp_path, name: str, arguments: str) -> tu
     shutil.copytree(scored / "ws", tmp_path / "ws")
     places = {"data": scored / "data", "predictions": scored / "predictions.csv"}
     places |= {"ws": tmp_path / "ws", "empty": tmp_path / "empty"}
+    places |= {"model": scored / "model.safetensors", "classifier": scored / "classifier.pt"}
     places["split"] = scored / "split.csv"
-    places["model"] = scored / "model.safetensors"
     words = [word.format(**places) for word in arguments.split()]
     code = cli.main([*name.split(), *words, "--address", NOWHERE])
     return code, capsys.readouterr().err

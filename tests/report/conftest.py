@@ -3,7 +3,12 @@ from __future__ import annotations
 import pytest
 from matplotlib.figure import Figure
 
-from iqa_ray.report import explanation_figures, selection_figures, type_figures
+from iqa_ray.report import (
+    explanation_figures,
+    layer_figures,
+    selection_figures,
+    type_figures,
+)
 
 
 @pytest.fixture
@@ -16,6 +21,6 @@ def drawn(monkeypatch) -> list[Figure]:
         return to_png(figure)
 
     to_png = selection_figures.to_png
-    for module in (explanation_figures, selection_figures, type_figures):
+    for module in (explanation_figures, layer_figures, selection_figures, type_figures):
         monkeypatch.setattr(module, "to_png", keep)
     return figures
