@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 from benchmarks.products import run
 from iqa_ray.distortion_types.synthesis import find_made, plan_counts
+from iqa_ray.images.source import ImageSource
 from iqa_ray.progress import Progress
 from iqa_ray.storage.files import locate
 
@@ -35,7 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     counts = plan_counts(arguments.num_images, "balanced", False)
     folder = arguments.out / "made"
-    sources = arguments.synthesise_from.split(",")
+    sources = [ImageSource(locate(uri)) for uri in arguments.synthesise_from.split(",")]
     with Progress(arguments.num_images, "distort photographs") as progress:
         made = find_made(locate(folder), sources, counts, 0, progress.update, is_varied=True)
     manifest = Path(made.root.path)

@@ -23,7 +23,7 @@ from iqa_ray.distortion_types.settings import (
     LabelledJob,
     TrainTypesJob,
 )
-from iqa_ray.distortion_types.synthesis import find_made, plan_counts
+from iqa_ray.distortion_types.synthesis import find_leaves, find_made, plan_counts
 from iqa_ray.distortion_types.table import DISTORTIONS_FILE, read_found
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.experiments.live import LiveRuns, check_log_dir
@@ -76,7 +76,7 @@ def run_train(job: TrainTypesJob) -> dict[str, Any]:
         check_log_dir(job.log_dir)
     workspace = Workspace(job.workspace)
     workspace.prepare()
-    source = _find_source(workspace, job, is_varied=True)
+    source = _find_source(workspace, job, job.num_leaves, is_varied=True)
     frame = _read_frame(source)
     frame["part"] = split_references(frame, job.split_seed)
     plan = training.plan_runs(job, frame, source)
@@ -99,15 +99,21 @@ def run_train(job: TrainTypesJob) -> dict[str, Any]:
     return summary
 
 
-def _find_source(workspace: Workspace, job: LabelledJob, is_varied: bool = False) -> ImageSource:
-    """The labelled images, which may have to be made, of photographs that are varied or not."""
+def _find_source(
+    workspace: Workspace, job: LabelledJob, num_leaves: int = 0, is_varied: bool = False
+) -> ImageSource:
+    """The labelled images, which may have to be made: of photographs and leaves, varied or not."""
     if job.data is not None:
         return ImageSource(locate(job.data))
+    folder = workspace.location / FOLDER
+    sources = [ImageSource(locate(uri)) for uri in job.synthesise_from]
+    if num_leaves:
+        log(f"making {num_leaves:,} images of leaves")
+        sources.append(find_leaves(folder, num_leaves, job.split_seed))
     counts = plan_counts(job.num_images, job.mix, job.motion_blur)
     with Progress(job.num_images, "distort photographs") as progress:
         return find_made(
-            workspace.location / FOLDER, job.synthesise_from, counts, job.split_seed,
-            progress.update, is_varied,
+            folder, sources, counts, job.split_seed, progress.update, is_varied
         )  # fmt: skip
 
 

@@ -70,6 +70,12 @@ class TrainTypesJob(LabelledJob, ParallelRunsJob):
     the network of the best seed, model.safetensors.
     """
 
+    num_leaves: int = Field(
+        default=0,
+        ge=0,
+        description="with --synthesise-from: so many images of random leaves that cover one "
+        "another beside the photographs, for textures that these lack",
+    )
     network: NetworkName = Field(
         default="simplenet_norm",
         description="simplenet and simplenet_norm are trained from scratch; of the others, which "

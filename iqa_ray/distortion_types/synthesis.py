@@ -20,7 +20,8 @@ from iqa_ray.distortions import distort, downscale
 from iqa_ray.errors import UsageError
 from iqa_ray.images.decoding import ImageError
 from iqa_ray.images.source import ImageSource
-from iqa_ray.storage.files import Location, is_file, locate, write_bytes
+from iqa_ray.storage.files import Location, is_file, write_bytes
+from iqa_ray.synthetic.leaves import make_leaves
 
 MANIFEST_FILE = "manifest.csv"
 
@@ -42,6 +43,7 @@ _LEVELS = (1, 2, 3, 4, 5)
 _MAX_SHRINKING, _MIN_SIDE = 2.5, 128
 _MAX_SHARPENING, _SHARPENING_SIGMA = 1.0, 1.0
 _GOOD_QUALITIES = (75, 98)
+_LEAVES_SIDE = 348  # px: no less than the photographs of phones that were scaled for a network
 
 
 def plan_counts(num_images: int, mix: Mix, motion_blur: bool) -> dict[str, int]:
@@ -154,6 +156,10 @@ def _make_copy(
         pixels = vary_photograph(pixels, varied_by)
     if name:
         pixels = distort(pixels, name, level=level, rng=seed)
+    return _to_png(pixels)
+
+
+def _to_png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
@@ -186,9 +192,25 @@ def vary_photograph(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDAr
     return pixels
 
 
+def find_leaves(folder: Location, number: int, seed: int) -> ImageSource:
+    """Images of leaves (see `make_leaves`) in a folder of `folder`; those that lack are made."""
+    place = folder / f"leaves-{number}-{seed}"
+
+    def make(row: int) -> None:
+        file = place / f"{row:05}.png"
+        if is_file(file):
+            return
+        pixels = make_leaves(_LEAVES_SIDE, np.random.default_rng([seed, row]))
+        write_bytes(file, _to_png(pixels))
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        list(pool.map(make, range(number)))
+    return ImageSource(place)
+
+
 def find_made(
     folder: Location,
-    sources: Sequence[str],
+    sources: Sequence[ImageSource],
     counts: dict[str, int],
     seed: int,
     on_done: Callable[[int], object],
@@ -202,8 +224,7 @@ def find_made(
         UsageError: there are no photographs, or one cannot be decoded.
     """
     photographs, depends_on = [], [str(counts), str(seed), str(is_varied)]
-    for uri in sources:
-        source = ImageSource(locate(uri))
+    for source in sources:
         table = source.list("none").table
         photographs += [(source, path) for path in table.column("path").to_pylist()]
         depends_on += [str(row) for row in table.drop_columns(["label", "split"]).to_pylist()]

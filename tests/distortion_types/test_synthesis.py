@@ -16,6 +16,7 @@ from iqa_ray.distortion_types.settings import PAPER_COUNTS
 from iqa_ray.distortion_types.synthesis import find_made, plan_counts, vary_photograph
 from iqa_ray.distortions import distort, downscale
 from iqa_ray.errors import UsageError
+from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import locate
 
 
@@ -30,7 +31,9 @@ def photographs(tmp_path):
 
 def make(photographs, folder, num_images=70, mix="balanced", seed=0, is_varied=False):
     counts, made = plan_counts(num_images, mix, False), []
-    source = find_made(locate(folder), [str(photographs)], counts, seed, made.append, is_varied)
+    source = find_made(
+        locate(folder), [ImageSource(locate(photographs))], counts, seed, made.append, is_varied
+    )
     return source, len(made)
 
 
