@@ -9,6 +9,7 @@ import io
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -179,9 +180,13 @@ class _LocalNorm(nn.Module):
         self.register_buffer("band", band[:, :, None, None], persistent=False)
 
     def forward(self, values: Tensor) -> Tensor:
-        sums = nn.functional.conv2d(values.square(), self.band)
-        root = (1 + self._alpha * sums).sqrt()
-        return values / (root * root.sqrt())
+        # sums in bf16 would be too coarse beside the 1
+        exact = torch.autocast("cuda", enabled=False) if values.is_cuda else nullcontext()
+        with exact:
+            values = values.float()
+            sums = nn.functional.conv2d(values.square(), self.band)
+            root = (1 + self._alpha * sums).sqrt()
+            return values / (root * root.sqrt())
 
 
 def _build_cifarnet() -> nn.Module:

@@ -94,6 +94,18 @@ def test_leads_are_on_the_strongest_level_of_the_own_kind():
     assert measure_leads(TABLE[TABLE["strategy"] != "1"]) == {}
 
 
+def test_a_lead_is_on_the_sets_of_that_kind_alone():
+    strategies = list_strategies(("1", "4", "8"), ("ssim",))
+    right = ([1] * 10, [1, *[2] * 3, *[3] * 3, *[5] * 3], [1, 2, 2, 2, 2, 2, 3, 2, 2, 5])
+    pairs = zip(strategies, right, strict=True)
+    answers = [answer(strategy, 0, numbers) for strategy, numbers in pairs]
+    leads = measure_leads(summarise_results(measure_results(answers, LABELS)))
+    assert leads == {
+        "4 Original MIX_noise": pytest.approx((3 - 1) / 5),
+        "8 Original MIX_all3": pytest.approx((1 + 2 + 4) / 3 / 5),
+    }
+
+
 def test_differences_are_paired_and_adjusted_for_all_of_them():
     found = compare_strategies(RESULTS, STRATEGIES)
     assert found["worse"].unique().tolist() == ["2 Original", "3-shuffled shuffled LS ssim"]

@@ -147,6 +147,18 @@ def test_scores_that_are_no_certainties_are_refused(images, tmp_path):
         smooth(images, tmp_path, strategies=("3",), score=("lapm",), transform="identity")
 
 
+def test_the_original_batches_of_cifar_are_trained_on(cifar, tmp_path):
+    folder, images = cifar
+    with train_inline() as done:
+        summary = smooth(f"cifar10:{folder}", tmp_path / "ws", strategies=("2",), epochs=1)
+        smooth(f"cifar10:{folder}", tmp_path / "ws", strategies=("2",), epochs=1)
+    assert len(done) == 1
+    assert (summary["num_train"], summary["num_test"], summary["num_classes"]) == (20, 4, 3)
+    (file,) = (tmp_path / "ws/smoothing/versions").glob("*.pixels.npy")
+    stored = {image.tobytes() for image in np.load(file)[:, 0]}
+    assert stored == {image.tobytes() for image in images}
+
+
 # --- what goes wrong ------------------------------------------------------------------------------
 
 

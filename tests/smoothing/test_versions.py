@@ -155,3 +155,11 @@ def test_a_row_is_an_image_in_a_version(made, hold):
     assert found.shape == (4, 3, 32, 32)
     for tensor, (image, version) in zip(found, ((3, 9), (14, 0), (0, 0), (14, 4)), strict=True):
         assert np.array_equal(tensor.permute(1, 2, 0).numpy(), pixels[image, version])
+
+
+def test_an_image_unlike_its_original_keeps_a_label_that_is_possible(made, monkeypatch):
+    def measure(originals, versions):
+        return np.full(versions.shape[:2], -0.2)
+
+    monkeypatch.setattr(module, "measure_ssim", measure)
+    assert (measure_versions(made[0]()[1], "ssim", None) == 0.01).all()
