@@ -31,10 +31,11 @@ def do_missing(
     *,
     title: str,
     problem: str,
+    cpus_per_actor: float = 1.0,
 ) -> int:
     """Have actors do the images that `parts` have no valid row of.
 
-    Each asks for a GPU where there is one, else for a CPU. Without a missing row Ray is not used.
+    Each asks for a GPU where there is one, and for CPUs. Without a missing row Ray is not used.
 
     Args:
         parts: of the table; rows of images that changed are removed first.
@@ -46,6 +47,7 @@ def do_missing(
         address: of the Ray cluster.
         title: of the progress line.
         problem: what a shard is that could not be done, such as "have no predictions".
+        cpus_per_actor: that each asks of Ray.
 
     Returns:
         The number of images that were done.
@@ -60,7 +62,7 @@ def do_missing(
     pieces = [rows[start : start + _SHARD_SIZE] for start in range(0, len(rows), _SHARD_SIZE)]
     shards = [(images.take(piece), fingerprints[piece]) for piece in pieces]
     with connection.connect(address):
-        resources = connection.prefer_gpu(Resources(num_cpus=1.0))
+        resources = connection.prefer_gpu(Resources(num_cpus=cpus_per_actor))
         num_actors = connection.count_actors(num_actors, resources, len(shards))
         with Progress(len(rows), title) as progress:
             pool = Pool(make_worker, shards, num_actors, resources)

@@ -94,7 +94,7 @@ class LiveRuns:
         run = self._runs[key]
         return (
             f"{run.name}: epoch {row['epoch']} of {run.recipe.epochs}, loss {row['loss']:.4f}, "
-            f"validation accuracy {row['validation_accuracy']:.3f}; {self._estimate()} left"
+            f"validation {_format_validation(row)}; {self._estimate()} left"
         )
 
     def _estimate(self) -> str:
@@ -134,7 +134,7 @@ class LiveRuns:
                 cells += [
                     f"{last['epoch']}/{run.recipe.epochs}",
                     f"{last['loss']:.4f}",
-                    f"{last['validation_accuracy']:.3f}",
+                    _format_validation(last),
                     format_seconds(mean_s * left),
                 ]
             table.add_row(*cells)
@@ -155,11 +155,18 @@ class LiveRuns:
             folder.mkdir(parents=True, exist_ok=True)
             self._writers[key] = EventsWriter(str(folder / "events"))
             self._stack.callback(self._writers[key].close)
-        names = ("loss", "accuracy", "validation_loss", "validation_accuracy")
-        values = [Summary.Value(tag=name, simple_value=row[name]) for name in names]
+        names = ("loss", "accuracy", "validation_loss", "validation_accuracy", "validation_error")
+        values = [Summary.Value(tag=name, simple_value=row[name]) for name in names if name in row]
         event = Event(wall_time=time.time(), step=row["epoch"], summary=Summary(value=values))
         self._writers[key].write_event(event)
         self._writers[key].flush()
+
+
+def _format_validation(row: dict[str, Any]) -> str:
+    """What the best epoch is chosen by, of a row of the history."""
+    if "validation_error" in row:
+        return f"error {row['validation_error'] ** 0.5:.4f}"
+    return f"accuracy {row['validation_accuracy']:.3f}"
 
 
 def check_log_dir(folder: str) -> None:

@@ -47,6 +47,18 @@ def cut_crops(image: Pixels, size: int, num_crops: int) -> Pixels:
     return np.stack(crops)
 
 
+def cut_square(image: Pixels, size: int, fit: Fit = "scale") -> Pixels:
+    """The (size, size, 3) square in the middle of an image (H, W, 3).
+
+    With `scale` the shorter side is scaled to `size` first; with `crop` nothing is scaled, and an
+    image that is smaller is mirrored at its edges.
+    """
+    if fit == "crop":
+        return np.asarray(cut_crops(image, size, 1)[0])
+    scaled = ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(scaled)
+
+
 def load_pixels(
     source: ImageSource,
     paths: Sequence[str],
@@ -55,11 +67,9 @@ def load_pixels(
     on_unread: Callable[[int], object] | None = None,
     fit: Fit = "scale",
 ) -> tuple[Pixels, list[str | None]]:
-    """Decode images of `source`, and cut the centre to a square of `image_size`.
+    """Decode images of `source`, and cut each to a square of `image_size` (see `cut_square`).
 
-    With `scale` the shorter side is scaled to `image_size` first; with `crop` nothing is scaled,
-    and an image that is smaller is mirrored at its edges. `on_unread` is told the rows of files
-    that are away or refused, from several threads.
+    `on_unread` is told the rows of files that are away or refused, from several threads.
 
     Returns:
         (n, image_size, image_size, 3) uint8 RGB, and the content hashes of the files that
@@ -71,16 +81,12 @@ def load_pixels(
     def load(row: int) -> None:
         try:
             data = source.read(paths[row])
-            image = Image.fromarray(source.decode(data))
+            image = source.decode(data)
         except ImageError as error:
             if on_unread is not None and isinstance(error, UnreadError):
                 on_unread(row)
             return
-        if fit == "crop":
-            pixels[row] = cut_crops(np.asarray(image), image_size, 1)[0]
-        else:
-            size = (image_size, image_size)
-            pixels[row] = np.asarray(ImageOps.fit(image, size, Image.Resampling.BILINEAR))
+        pixels[row] = cut_square(image, image_size, fit)
         hashes[row] = hash_content(data)
 
     with ThreadPoolExecutor(num_threads) as pool:

@@ -144,8 +144,9 @@ def train_run(
     A worker may be lost after it wrote the result and before it said so. One that is lost after it
     told of an epoch and before the checkpoint makes the next do that epoch again.
 
-    The epoch that counts is the best of the validation part: by accuracy, then loss, then earliest.
-    (Smith et al., section 3.2, set a tenth of the images aside, and do not say what for.)
+    The epoch that counts is the best of the validation part: by accuracy, then loss, then earliest;
+    or by the error of a share, where one is predicted, then earliest. (Smith et al., section 3.2,
+    set a tenth of the images aside, and do not say what for.)
 
     Args:
         run: which.
@@ -174,7 +175,7 @@ def train_run(
         start_s = time.monotonic()
         try:
             row = _do_epoch(trainer, epoch, inputs, targets, parts)
-            rank = [row["validation_accuracy"], -row["validation_loss"]]
+            rank = _rank_epoch(row)
             is_best = best is None or rank > best["rank"]
             if is_best or epoch == run.recipe.epochs:
                 last = _test(trainer, inputs, targets, parts["test"])
@@ -221,18 +222,26 @@ def _do_epoch(
     trainer: Trainer, epoch: int, inputs: Inputs, targets: Tensor, parts: dict[str, Tensor]
 ) -> dict[str, Any]:
     loss, accuracy = trainer.train_epoch(epoch, inputs, targets, parts["train"])
-    logits, labels = _predict_classes(trainer, inputs, targets, parts["validation"])
-    return {
+    logits, labels, error = _predict_classes(trainer, inputs, targets, parts["validation"])
+    row = {
         "epoch": epoch,
         "loss": loss,
         "accuracy": accuracy,
         "validation_loss": measure_loss(logits, labels),
         "validation_accuracy": measure_accuracy(logits, labels),
     }
+    return row if error is None else {**row, "validation_error": error}
+
+
+def _rank_epoch(row: dict[str, Any]) -> list[float]:
+    """What the best epoch has the most of, by a row of the history."""
+    if "validation_error" in row:
+        return [-row["validation_error"]]
+    return [row["validation_accuracy"], -row["validation_loss"]]
 
 
 def _test(trainer: Trainer, inputs: Inputs, targets: Tensor, rows: Tensor) -> dict[str, Any]:
-    logits, labels = _predict_classes(trainer, inputs, targets, rows)
+    logits, labels, _ = _predict_classes(trainer, inputs, targets, rows)
     auc = measure_auc(compute_log_odds(logits), labels)
     return {
         "accuracy": measure_accuracy(logits, labels),
@@ -242,8 +251,13 @@ def _test(trainer: Trainer, inputs: Inputs, targets: Tensor, rows: Tensor) -> di
 
 def _predict_classes(
     trainer: Trainer, inputs: Inputs, targets: Tensor, rows: Tensor
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(n, C) logits of the classes, and the true ones."""
+) -> tuple[NDArray[np.float32], NDArray[np.int64], float | None]:
+    """(n, C) logits of the classes, the true ones, and the mean squared error of any share."""
+    recipe = trainer.recipe
     outputs = torch.from_numpy(trainer.predict(inputs, rows))
-    logits = split_severity(trainer.recipe, outputs)[0].numpy()
-    return logits, find_classes(trainer.recipe, targets[rows]).numpy()
+    logits, further = split_severity(recipe, outputs)
+    error = None
+    if recipe.predicts_share:
+        assert further is not None
+        error = float((further.sigmoid() - targets[rows][:, 1]).square().mean())
+    return logits.numpy(), find_classes(recipe, targets[rows]).numpy(), error

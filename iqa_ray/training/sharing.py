@@ -19,7 +19,7 @@ from iqa_ray.errors import IncompleteError
 from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import one_line
 from iqa_ray.training import loop
-from iqa_ray.training.inputs import CentreOf, ChunkedImages, Inputs
+from iqa_ray.training.inputs import CentreOf, ChunkedImages, Copies, DistortedImages, Inputs
 from iqa_ray.training.pixels import Fit, load_pixels
 from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run
@@ -37,7 +37,7 @@ class Material:
     """What all runs of a comparison share.
 
     Attributes:
-        paths: of the images; runs refer to them by place.
+        paths: of the images; runs refer to them by place, or to their copies.
         content_hashes: of each image, what its file must hold.
         targets: (N,) their class indices, or what else the recipes' loss takes.
         num_classes: of the comparison.
@@ -45,6 +45,7 @@ class Material:
         image_size: pixels a side of the squares that are held of images.
         source: of the images.
         fit: how an image becomes a square, see `load_pixels`.
+        copies: distorted ones, which are then what runs are trained on.
     """
 
     paths: list[str]
@@ -55,6 +56,12 @@ class Material:
     image_size: int
     source: ImageSource
     fit: Fit = "scale"
+    copies: Copies | None = None
+
+    @property
+    def num_inputs(self) -> int:
+        """How many images, or copies of them, runs refer to."""
+        return len(self.paths if self.copies is None else self.copies.images)
 
 
 @dataclass
@@ -74,8 +81,8 @@ class Shared:
     chunks: dict[str, list[list[Any]]]
     features: dict[Network, list[Any]]
 
-    def open_images(self) -> ChunkedImages:
-        """The images, without a copy where this node has them.
+    def open_images(self) -> Inputs:
+        """The images, which this node reads where it has them, or their distorted copies.
 
         Raises:
             IncompleteError: they are not those that they should be. The driver has looked, but Ray
@@ -85,7 +92,10 @@ class Shared:
         chunks = self.chunks.get(here) or next(iter(self.chunks.values()))
         hashes = [value for _, found in chunks for value in ray.get(found)]
         check_contents(self.material, hashes)
-        return ChunkedImages(ray.get([pixels for pixels, _ in chunks]))
+        images = ChunkedImages(ray.get([pixels for pixels, _ in chunks]))
+        if self.material.copies is None:
+            return images
+        return DistortedImages(images, self.material.copies, torch.get_num_threads())
 
     def open_features(self, network: Network) -> Tensor:
         """(N, F) features of all images."""
@@ -170,7 +180,7 @@ def compute_shared_features(
     recipes = {name_network(run.recipe): run.recipe for run in runs}
     compute: Any = ray.remote(_extract)
     place = compute.options(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)
-    rows = np.arange(len(shared.material.paths))
+    rows = np.arange(shared.material.num_inputs)
     pieces = [rows[start : start + _PIECE_SIZE] for start in range(0, len(rows), _PIECE_SIZE)]
     features = {
         network: [place.remote(recipe, shared, piece, resources.num_threads) for piece in pieces]
