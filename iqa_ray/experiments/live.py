@@ -10,10 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from iqa_ray.cluster import connection
 from iqa_ray.errors import UsageError
-from iqa_ray.progress import LINE_INTERVAL_S, format_seconds
-from iqa_ray.storage.files import check_writable, locate
-from iqa_ray.training.runs import Run
+from iqa_ray.progress import LINE_INTERVAL_S, format_seconds, log
+from iqa_ray.storage.files import Location, check_writable, locate
+from iqa_ray.training.runs import Run, RunFiles
+from iqa_ray.training.settings import ParallelRunsJob
+from iqa_ray.training.sharing import Material
 
 
 class LiveRuns:
@@ -179,3 +182,28 @@ def check_log_dir(folder: str) -> None:
     if not place.is_local:
         raise UsageError(f"--log-dir {folder}: give a folder on this machine")
     check_writable(place, "--log-dir")
+
+
+def train_missing(
+    runs: Sequence[Run], material: Material, folder: Location, job: ParallelRunsJob
+) -> None:
+    """Do those of `runs` that have no result in `folder`, side by side, and show how they go.
+
+    Raises:
+        IncompleteError: there is no room for a run, or its images have changed.
+    """
+    from iqa_ray.training import parallel
+
+    files = RunFiles(folder)
+    if job.restart:
+        for run in runs:
+            files.forget(run)
+    todo = [run for run in runs if files.read_result(run) is None]
+    if not todo:
+        return
+    with connection.connect(job.address):
+        room = parallel.plan_parallel_runs(job.gpus_per_run, job.cpus_per_run)
+        epochs, number = todo[0].recipe.epochs, min(room[1], len(todo))
+        log(f"{len(todo)} runs of {epochs} epochs, {number} at the same time")
+        with LiveRuns(todo, len(runs) - len(todo), job.log_dir) as live:
+            parallel.train_runs(todo, material, folder, room, live)

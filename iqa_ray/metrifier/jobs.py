@@ -12,9 +12,7 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import compute as pc
 
-from iqa_ray.cluster import connection
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.experiments.live import LiveRuns, check_log_dir
 from iqa_ray.images.source import ImageSource
 from iqa_ray.metrics.spec import DEFAULT_METRICS, METRIFIER
 from iqa_ray.metrifier import evaluation
@@ -32,7 +30,6 @@ from iqa_ray.metrifier.dataset import (
 )
 from iqa_ray.metrifier.settings import BuildJob, EvaluateMetrifierJob, TaskJob, TrainMetrifierJob
 from iqa_ray.metrifier.targets import Floats
-from iqa_ray.progress import log
 from iqa_ray.report.selection_figures import draw_coverage
 from iqa_ray.scoring.tables import scored_metrics
 from iqa_ray.selection.coverage import CONFIDENCE, RISK_COVERAGE_SCHEMA, trace_coverage
@@ -171,6 +168,7 @@ def run_train(job: TrainMetrifierJob) -> dict[str, Any]:
         IncompleteError: the targets are all alike, there is no room for a run, or some run gave
             no result.
     """
+    from iqa_ray.experiments.live import check_log_dir, train_missing
     from iqa_ray.metrifier import training
 
     start_s = time.monotonic()
@@ -180,7 +178,7 @@ def run_train(job: TrainMetrifierJob) -> dict[str, Any]:
     rows, images, record = read_dataset(workspace)
     plan = training.plan_runs(job, rows, images, read_copy_plan(record), record["key"])
     workspace.record_config("metrify-train", job)
-    _train_missing(workspace, job, plan)
+    train_missing(plan.runs, plan.material, workspace.location / FOLDER, job)
     runs, models = _collect_runs(workspace, plan)
     summary = {
         "backbone": job.backbone,
@@ -202,25 +200,6 @@ def run_train(job: TrainMetrifierJob) -> dict[str, Any]:
             "command tries those again"
         )
     return summary
-
-
-def _train_missing(workspace: Workspace, job: TrainMetrifierJob, plan: Plan) -> None:
-    """Do the runs that have no result, side by side."""
-    from iqa_ray.training import parallel
-    from iqa_ray.training.runs import RunFiles
-
-    files = RunFiles(workspace.location / FOLDER)
-    if job.restart:
-        for run in plan.runs:
-            files.forget(run)
-    todo = [run for run in plan.runs if files.read_result(run) is None]
-    if not todo:
-        return
-    with connection.connect(job.address):
-        room = parallel.plan_parallel_runs(job.gpus_per_run, job.cpus_per_run)
-        log(f"{len(todo)} runs of {job.epochs} epochs, {min(room[1], len(todo))} at the same time")
-        with LiveRuns(todo, len(plan.runs) - len(todo), job.log_dir) as live:
-            parallel.train_runs(todo, plan.material, workspace.location / FOLDER, room, live)
 
 
 def _collect_runs(workspace: Workspace, plan: Plan) -> tuple[list[dict[str, Any]], list[bytes]]:

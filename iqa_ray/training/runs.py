@@ -144,9 +144,8 @@ def train_run(
     A worker may be lost after it wrote the result and before it said so. One that is lost after it
     told of an epoch and before the checkpoint makes the next do that epoch again.
 
-    The epoch that counts is the best of the validation part: by accuracy, then loss, then earliest;
-    or by the error of a share, where one is predicted, then earliest. (Smith et al., section 3.2,
-    set a tenth of the images aside, and do not say what for.)
+    The epoch that counts is the best of the validation part (see `_rank_epoch`), then the earliest.
+    (Smith et al., section 3.2, set a tenth of the images aside, and do not say what for.)
 
     Args:
         run: which.
@@ -234,7 +233,7 @@ def _do_epoch(
 
 
 def _rank_epoch(row: dict[str, Any]) -> list[float]:
-    """What the best epoch has the most of, by a row of the history."""
+    """What the best epoch has the most of: accuracy, then loss; or the least error of a share."""
     if "validation_error" in row:
         return [-row["validation_error"]]
     return [row["validation_accuracy"], -row["validation_loss"]]
