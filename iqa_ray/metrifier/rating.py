@@ -160,7 +160,7 @@ def rate_copies(
         partial(ShardRater, str(workspace), raters, copies, job.batch_size, num_threads),
         job.num_actors,
         job.address,
-        title=f"metrify: {', '.join(name[:40] for name in raters.names)}",
+        title="metrify: scores of metrics",
         problem="have no scores",
         cpus_per_actor=job.cpus_per_actor,
     )

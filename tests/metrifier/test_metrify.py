@@ -18,7 +18,7 @@ from iqa_ray.config import make_job
 from iqa_ray.distortions import DISTORTIONS, distort
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.images.decoding import decode_image
-from iqa_ray.metrifier import builder, copies, jobs
+from iqa_ray.metrifier import copies, jobs
 from iqa_ray.metrifier.dataset import DATASET_SCHEMA, split_images
 from iqa_ray.metrifier.settings import (
     BuildJob,
@@ -101,7 +101,9 @@ def test_every_image_has_a_row_for_every_distortion_and_level(toy):
     )
     means = table.groupby(["distortion", "level"])["target"].mean()
     assert means["", 0] > means["gaussian_blur", 2] > means["gaussian_blur", 4]
-    assert "30 images (test 6, train 20, validation 4), 30 built now" in jobs.describe_build(summary)
+    assert "30 images (test 6, train 20, validation 4), 30 built now" in jobs.describe_build(
+        summary
+    )
 
 
 def test_a_row_is_what_the_network_says_of_the_distorted_square(toy):
@@ -157,7 +159,7 @@ def test_a_build_that_is_killed_goes_on_row_for_row(toy, tmp_path_factory, monke
     assert not (toy / "ws/metrifier/dataset.parquet").exists()
     _, seen, resumed = build(toy)
     assert len(seen) == 30 - 16
-    _, _, undisturbed = build(toy, workspace=str(toy / "ws2")), None, None
+    build(toy, workspace=str(toy / "ws2"))
     whole = pd.read_parquet(toy / "ws2/metrifier/dataset.parquet")
     pd.testing.assert_frame_equal(resumed, whole)
 
@@ -189,7 +191,7 @@ def test_a_label_that_is_corrected_is_judged_anew(toy):
 
 def test_batches_do_not_change_a_row(toy):
     _, _, table = build(toy, batch_size=7)
-    _, _, other = build(toy, batch_size=64, workspace=str(toy / "ws2"))
+    build(toy, batch_size=64, workspace=str(toy / "ws2"))
     other = pd.read_parquet(toy / "ws2/metrifier/dataset.parquet")
     pd.testing.assert_frame_equal(table, other)
 
@@ -211,7 +213,9 @@ def test_images_and_copies_that_cannot_be_had_have_rows_that_say_why(toy, monkey
     assert lost["error"].str.contains("not an image").all()
     refused = table[table["status"] == "undefined"]
     assert set(refused["error"]) == {"noise at level 4: ValueError: this codec refuses it"}
-    assert refused[["loss", "confidence", "probability_true", "target", "correct"]].isna().all().all()
+    assert (
+        refused[["loss", "confidence", "probability_true", "target", "correct"]].isna().all().all()
+    )
 
 
 def test_outputs_that_are_no_numbers_are_a_status(toy):
