@@ -69,7 +69,7 @@ def plan_runs(
     kinds = np.array(
         [kind_of[pair] for pair in zip(rows["distortion"], rows["level"], strict=True)]
     )
-    parts = {part: np.flatnonzero(rows["part"] == part) for part in ("train", "validation", "test")}
+    parts = {part: np.flatnonzero(rows["part"] == part) for part in ("train", "validation")}
     recipe, content = _make_recipe(job, copies.image_size)
     material = Material(
         paths=used.column("path").to_pylist(),
@@ -96,16 +96,26 @@ def plan_runs(
     for seed in job.seeds:
         text = json.dumps([*depends_on, seed]).encode()
         key = hashlib.blake2b(text, digest_size=12).hexdigest()
-        runs.append(Run(key, "metrifier", replace(recipe, seed=seed), **parts, keep_model=True))
+        runs.append(
+            Run(
+                key,
+                "metrifier",
+                replace(recipe, seed=seed),
+                **parts,
+                test=parts["validation"],  # test images are for `metrify evaluate`
+                keep_model=True,
+            )
+        )
     card = MetrifierCard(job.backbone, copies.image_size, distortions, job.leave_out, dataset)
     return Plan(runs, material, card, {name: len(places) for name, places in parts.items()})
 
 
 def _choose_rows(job: TrainMetrifierJob, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows to train, validate and test on: those with a target, of what is not left out."""
+    """The rows to train and validate on: those with a target, of what is not left out."""
     if unknown := sorted(set(job.leave_out) - set(rows["distortion"])):
         raise UsageError(f"--leave-out {', '.join(unknown)}: the data set has no such distortion")
-    chosen = rows[(rows["status"] == "ok") & ~rows["distortion"].isin(job.leave_out)]
+    is_used = (rows["status"] == "ok") & (rows["part"] != "test")
+    chosen = rows[is_used & ~rows["distortion"].isin(job.leave_out)]
     chosen = chosen.reset_index(drop=True)
     for part in ("train", "validation"):
         if (chosen["part"] == part).sum() < 2:

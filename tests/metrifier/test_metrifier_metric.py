@@ -151,11 +151,14 @@ def predict_by(desk, name):
     return set(frame.loc[is_low, "image_id"])
 
 
-def test_a_metrifier_gets_a_cutoff_votes_and_is_rescored_nightly(desk):
+def test_a_metrifier_is_certified_gets_a_cutoff_votes_and_is_rescored_nightly(desk):
     name = write_model(desk / "m.safetensors")
     score(desk, name)
     low = predict_by(desk, name)
     ws = str(desk / "ws")
+    certain = {"workspace": ws, "target_accuracy": 0.7, "confidence": 0.6}
+    summary = run_cutoffs(make_job(CutoffsJob, certain))
+    assert summary[name]["value"] is not None
     summary = run_cutoffs(make_job(CutoffsJob, {"workspace": ws, "metrics": (name,)}))
     assert summary[name]["value"] is not None
     run_select(make_job(SelectJob, {"workspace": ws, "metrics": (name,)}))
@@ -170,15 +173,6 @@ def test_a_metrifier_gets_a_cutoff_votes_and_is_rescored_nightly(desk):
         night = run_rescore(make_job(RescoreJob, {"workspace": ws, "images": str(desk / "photos")}))
     assert (seen, night["num_new"], night["num_failed"]) == (["new.png"], 1, 0)
     assert len(pd.read_parquet(desk / "ws/selection.parquet")) == 41
-
-
-def test_a_target_accuracy_is_certified_with_a_metrifier(desk):
-    name = write_model(desk / "m.safetensors")
-    score(desk, name)
-    predict_by(desk, name)
-    settings = {"workspace": str(desk / "ws"), "target_accuracy": 0.7, "confidence": 0.6}
-    summary = run_cutoffs(make_job(CutoffsJob, settings))
-    assert summary[name]["value"] is not None
 
 
 def test_files_that_are_no_metrifiers_are_refused_before_anything_runs(desk):

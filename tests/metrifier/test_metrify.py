@@ -14,18 +14,21 @@ from inline import WriterKilled, list_paths, run_inline
 from toys import make_toy_images, save_toy
 from trainings import train_inline
 
+from iqa_ray import metrics
 from iqa_ray.config import make_job
 from iqa_ray.distortions import DISTORTIONS, distort
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.images.decoding import decode_image
 from iqa_ray.metrifier import copies, jobs
-from iqa_ray.metrifier.dataset import DATASET_SCHEMA, split_images
+from iqa_ray.metrifier.dataset import DATASET_SCHEMA, read_copy_plan, read_dataset, split_images
+from iqa_ray.metrifier.rating import gather_raters, rate_copies
 from iqa_ray.metrifier.settings import (
     BuildJob,
     DistortionName,
     EvaluateMetrifierJob,
     TrainMetrifierJob,
 )
+from iqa_ray.storage.workspace import Workspace
 from iqa_ray.training.pixels import cut_square
 
 
@@ -331,7 +334,8 @@ def test_runs_are_kept_and_the_best_seed_is_the_model(toy, monkeypatch):
     assert done == [0, 4]
     folder = toy / "ws/metrifier"
     assert json.loads((folder / "training.json").read_text()) == summary
-    assert summary["num_rows"] == {"train": 100, "validation": 20, "test": 30}
+    assert summary["num_images"] == 24  # none that is for testing
+    assert summary["num_rows"] == {"train": 100, "validation": 20}
     best = min(summary["runs"], key=lambda run: run["validation_rmse"])
     kept = (folder / "model.safetensors").read_bytes()
     assert kept == (folder / f"model-seed{best['seed']}.safetensors").read_bytes()
@@ -364,13 +368,66 @@ def test_a_distortion_that_is_not_there_cannot_be_left_out(toy):
 
 
 def test_the_error_of_a_toy_is_learnt_from_blur(tmp_path, monkeypatch):
-    """Its error is a function of blur alone, so that the metrifier must recover its order."""
+    """Its error is a function of blur alone, whose order the metrifier must recover."""
     train_inline(monkeypatch)
     make_toy_images(tmp_path / "photos", 60)
     save_toy(tmp_path / "toy.pt")
     build(tmp_path, distortions=("gaussian_blur",), levels=(1, 2, 3, 4, 5), image_size=32)
-    train(tmp_path, epochs=10)
+    train(tmp_path, epochs=8)
     summary = evaluate(tmp_path)
     srocc, low, high = summary["mixed"]["agreement"]["srocc"]
     assert 0.9 <= srocc <= high
     assert low < srocc
+    assert list(summary["mixed"]["voters"]) == ["metrifier", "lapm", "wavs", "confidence", "random"]
+    table = pd.read_parquet(tmp_path / "ws/metrifier/risk_coverage.parquet")
+    assert set(table["voter"]) == {"metrifier", "lapm", "wavs", "confidence", "random"}
+    assert (tmp_path / "ws/metrifier/risk_coverage.png").stat().st_size > 1000
+    assert json.loads((tmp_path / "ws/metrifier/evaluation.json").read_text()) == summary
+    assert [row["level"] for row in summary["by_level"]] == [0, 1, 2, 3, 4, 5]
+    assert summary["left_out"] == []
+    text = jobs.describe_evaluate(summary)
+    assert f"SROCC {srocc:.3f} [{low:.3f}, {high:.3f}]" in text
+    # another network, which is surer where this one is not
+    save_toy(tmp_path / "other.pt", slope=-0.8)
+    again = evaluate(tmp_path, task_networks=(str(tmp_path / "other.pt"),))
+    assert again["mixed"] == summary["mixed"]
+    assert again["transfer"]["agreement"]["srocc"][0] < -0.9
+
+
+def test_distortions_that_were_left_out_are_evaluated_apart(toy, monkeypatch):
+    train_inline(monkeypatch)
+    build(toy)
+    train(toy, leave_out=("noise",))
+    summary = evaluate(toy)
+    assert summary["mixed"]["num_rows"] == 6 * 3
+    (row,) = summary["left_out"]
+    assert (row["distortion"], row["num_rows"]) == ("noise", 6 * 2)
+    assert "noise, left out of training:" in jobs.describe_evaluate(summary)
+
+
+def test_predictions_are_those_of_the_metric_on_the_same_pixels(toy, monkeypatch):
+    """And metrics are oriented: a better image has more of a quality."""
+    train_inline(monkeypatch)
+    build(toy)
+    train(toy)
+    workspace = Workspace(str(toy / "ws"))
+    _, images, record = read_dataset(workspace)
+    plan = read_copy_plan(record)
+    job = make_job(EvaluateMetrifierJob, {"workspace": str(workspace)})
+    names = [f"metrifier:{toy}/ws/metrifier/model.safetensors", "lapm", "brisque"]
+    found = {}
+    with run_inline():
+        for raters in gather_raters(names, None):
+            found |= rate_copies(workspace, raters, plan, images, job)
+    path = images.column("path")[8].as_py()
+    square = cut_square(decode_image(Path(path).read_bytes()), plan.image_size)
+    copy = distort(square, "noise", level=4, rng=plan.seed)
+    for name, sign in zip(names, (1, 1, -1), strict=True):
+        expected = sign * metrics.create(name)(copy)
+        assert found[name][8, 4] == pytest.approx(expected, rel=1e-5), name
+
+
+def test_evaluating_without_a_model_says_what_to_run(toy):
+    build(toy)
+    with pytest.raises(UsageError, match="there is no such file: give one that `iqa-ray metrify"):
+        evaluate(toy)
