@@ -70,7 +70,7 @@ class TypesModel:
 
     Args:
         card: how it is used.
-        state: the state of its classifier.
+        state: the state of its classifier; half precision is computed in single.
     """
 
     def __init__(self, card: ModelCard, state: dict[str, torch.Tensor]) -> None:
