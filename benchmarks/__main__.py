@@ -41,6 +41,7 @@ BENCHMARKS = {
     "guarantee": Benchmark(takes_images=False, needs=("efficientnet_lite_pytorch",)),
     "cutoffs": Benchmark(takes_images=False, needs=("cleanvision",)),
     "cutoff_rule": Benchmark(takes_images=False),
+    "metrify": Benchmark(),
 }
 
 
