@@ -61,28 +61,10 @@ def plan_runs(
         IncompleteError: the targets are all alike, so that there is nothing to learn.
     """
     rows = _choose_rows(job, rows)
-    used = images.filter(pa.array(np.isin(images.column("image_id").to_numpy(), rows["image_id"])))
-    place_of = {name: place for place, name in enumerate(used.column("image_id").to_pylist())}
-    present = set(zip(rows["distortion"], rows["level"], strict=True))
-    distortions = tuple(pair for pair in copies.distortions if pair in present)
-    kind_of = {pair: kind for kind, pair in enumerate(distortions)}
-    kinds = np.array(
-        [kind_of[pair] for pair in zip(rows["distortion"], rows["level"], strict=True)]
-    )
     parts = {part: np.flatnonzero(rows["part"] == part) for part in ("train", "validation")}
     recipe, content = _make_recipe(job, copies.image_size)
-    material = Material(
-        paths=used.column("path").to_pylist(),
-        content_hashes=used.column("content_hash").to_pylist(),
-        targets=np.stack([kinds, rows["target"]], axis=1).astype(np.float32),
-        num_classes=len(distortions),
-        weights={job.backbone: content},
-        image_size=copies.image_size,
-        source=copies.source,
-        copies=Copies(
-            rows["image_id"].map(place_of).to_numpy(np.int64), kinds, distortions, copies.seed
-        ),
-    )
+    material = _gather_material(job, rows, images, copies, content)
+    assert material.copies is not None
     depends_on: list[Any] = [
         TRAINING_VERSION,
         {**recipe.describe(), "weights": hash_content(content) if content else None},
@@ -106,8 +88,37 @@ def plan_runs(
                 keep_model=True,
             )
         )
-    card = MetrifierCard(job.backbone, copies.image_size, distortions, job.leave_out, dataset)
+    named = material.copies.distortions
+    card = MetrifierCard(job.backbone, copies.image_size, named, job.leave_out, dataset)
     return Plan(runs, material, card, {name: len(places) for name, places in parts.items()})
+
+
+def _gather_material(
+    job: TrainMetrifierJob,
+    rows: pd.DataFrame,
+    images: pa.Table,
+    copies: CopyPlan,
+    weights: bytes | None,
+) -> Material:
+    """The images of `rows`, their copies, and (N, 2) targets: what was done to each, and how well
+    the task networks did.
+    """
+    used = images.filter(pa.array(np.isin(images.column("image_id").to_numpy(), rows["image_id"])))
+    place_of = {name: place for place, name in enumerate(used.column("image_id").to_pylist())}
+    pairs = list(zip(rows["distortion"], rows["level"], strict=True))
+    distortions = tuple(pair for pair in copies.distortions if pair in set(pairs))
+    kinds = np.array([distortions.index(pair) for pair in pairs])
+    made = rows["image_id"].map(place_of).to_numpy(np.int64)
+    return Material(
+        paths=used.column("path").to_pylist(),
+        content_hashes=used.column("content_hash").to_pylist(),
+        targets=np.stack([kinds, rows["target"]], axis=1).astype(np.float32),
+        num_classes=len(distortions),
+        weights={job.backbone: weights},
+        image_size=copies.image_size,
+        source=copies.source,
+        copies=Copies(made, kinds, distortions, copies.seed),
+    )
 
 
 def _choose_rows(job: TrainMetrifierJob, rows: pd.DataFrame) -> pd.DataFrame:
