@@ -200,7 +200,7 @@ def get_spec(name: str) -> MetricSpec:
     if name in SPECS:
         return SPECS[name]
     if name.startswith(METRIFIER):
-        return _describe_metrifier(name.removeprefix(METRIFIER))
+        return _describe_metrifier(name)
     configs = _read_pyiqa_configs()
     if name in configs:
         return _describe_pyiqa_metric(name, configs[name])
@@ -214,13 +214,19 @@ def get_spec(name: str) -> MetricSpec:
     raise ValueError(f"unknown metric {name!r}{hint}; known: {', '.join(SPECS)}, and {others}")
 
 
-def _describe_metrifier(file: str) -> MetricSpec:
-    if not file:
+def resolve_name(name: str) -> str:
+    """A metric's id as entries and tables have it: a metrifier's names its file's whole path."""
+    file = name.removeprefix(METRIFIER)
+    if file in {name, ""} or "://" in file:
+        return name
+    return METRIFIER + os.path.abspath(os.path.expanduser(file))
+
+
+def _describe_metrifier(name: str) -> MetricSpec:
+    if name == METRIFIER:
         raise ValueError(f"{METRIFIER} needs a file, as `iqa-ray metrify train` writes it")
-    if "://" not in file:
-        file = os.path.abspath(os.path.expanduser(file))
     return MetricSpec(
-        name=METRIFIER + file,
+        name=resolve_name(name),
         higher_is_better=True,
         range=(0.0, 1.0),
         version="",

@@ -129,10 +129,15 @@ def _plan_build(job: BuildJob, source: ImageSource, images: pa.Table) -> BuildPl
 def _load_networks(
     job: TaskJob, names: Sequence[str], labels: Sequence[str]
 ) -> tuple[list[Any], list[Any]]:
-    from iqa_ray.metrifier.task_networks import NetworkSource, load_networks, read_classes
+    from iqa_ray.metrifier.task_networks import (
+        NetworkSource,
+        load_networks,
+        read_classes,
+        resolve_network,
+    )
 
     classes = read_classes(job.classes, labels)
-    sources = [NetworkSource(name, job.normalise, classes) for name in names]
+    sources = [NetworkSource(resolve_network(name), job.normalise, classes) for name in names]
     return sources, load_networks(sources)
 
 

@@ -28,6 +28,19 @@ _ARCHITECTURE = re.compile(r"([a-z][a-z0-9_]*):(?!/{2})(.+)")
 _WRAPPERS = ("state", "state_dict", "model")  # under which training scripts keep a state dict
 
 
+def _split_name(name: str) -> tuple[str | None, str]:
+    """The architecture, if any is named, and the file."""
+    match = _ARCHITECTURE.fullmatch(name)
+    return (match[1], match[2]) if match else (None, name)
+
+
+def resolve_network(name: str) -> str:
+    """The name of a task network with the whole path of its file, as every node understands it."""
+    architecture, file = _split_name(name)
+    prefix = f"{architecture}:" if architecture else ""
+    return prefix + str(locate(file))
+
+
 @dataclass(frozen=True)
 class NetworkSource:
     """How a task network is read, on whichever node.
@@ -44,13 +57,12 @@ class NetworkSource:
 
     @property
     def architecture(self) -> str | None:
-        match = _ARCHITECTURE.fullmatch(self.name)
-        return match[1] if match else None
+        """Of a checkpoint that does not say its own."""
+        return _split_name(self.name)[0]
 
     @property
     def file(self) -> str:
-        match = _ARCHITECTURE.fullmatch(self.name)
-        return match[2] if match else self.name
+        return _split_name(self.name)[1]
 
     def read(self) -> bytes:
         """The file's bytes.

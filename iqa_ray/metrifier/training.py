@@ -106,7 +106,8 @@ def _gather_material(
     used = images.filter(pa.array(np.isin(images.column("image_id").to_numpy(), rows["image_id"])))
     place_of = {name: place for place, name in enumerate(used.column("image_id").to_pylist())}
     pairs = list(zip(rows["distortion"], rows["level"], strict=True))
-    distortions = tuple(pair for pair in copies.distortions if pair in set(pairs))
+    present = set(pairs)
+    distortions = tuple(pair for pair in copies.distortions if pair in present)
     kinds = np.array([distortions.index(pair) for pair in pairs])
     made = rows["image_id"].map(place_of).to_numpy(np.int64)
     return Material(

@@ -120,6 +120,11 @@ def test_a_relative_path_becomes_a_whole_one(desk, monkeypatch):
         {"images": "x", "workspace": "w", "metrics": ("metrifier:m.safetensors", name, "lapm")},
     )
     assert job.metrics == (name, "lapm")
+    given = {"workspace": "w", "metrics": ("metrifier:m.safetensors", "lapm")}
+    assert make_job(SelectJob, given).metrics == (name, "lapm")
+    by_hand = {"cutoff": {"metrifier:m.safetensors": 0.5, "lapm": 2.0}}
+    assert make_job(CutoffsJob, {**given, **by_hand}).cutoff == {name: 0.5, "lapm": 2.0}
+    assert metrics.get_spec("metrifier:s3://bucket/m").name == "metrifier:s3://bucket/m"
 
 
 def test_scores_are_written_resumed_and_made_anew_with_another_file(desk):

@@ -14,6 +14,7 @@ from iqa_ray.metrifier.task_networks import (
     load_network,
     load_networks,
     read_classes,
+    resolve_network,
 )
 from iqa_ray.training import backbones
 from iqa_ray.training.loop import dump_checkpoint
@@ -150,3 +151,11 @@ def test_classes_are_read_a_line_each(tmp_path):
         read_classes(str(tmp_path / "c.txt"), [])
     with pytest.raises(UsageError, match=r"--classes .*away\.txt: "):
         read_classes(str(tmp_path / "away.txt"), [])
+
+
+def test_files_are_named_as_every_node_understands_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_network("m.pt") == f"{tmp_path}/m.pt"
+    assert resolve_network("resnet18:runs/m.pth") == f"resnet18:{tmp_path}/runs/m.pth"
+    assert resolve_network("s3://bucket/m.pt") == "s3://bucket/m.pt"
+    assert resolve_network("vgg11:s3://bucket/m.pt") == "vgg11:s3://bucket/m.pt"
