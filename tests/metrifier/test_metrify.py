@@ -29,6 +29,8 @@ from iqa_ray.metrifier.settings import (
     TrainMetrifierJob,
 )
 from iqa_ray.storage.workspace import Workspace
+from iqa_ray.training import backbones
+from iqa_ray.training.loop import dump_checkpoint
 from iqa_ray.training.pixels import cut_square
 
 
@@ -252,6 +254,32 @@ def test_a_file_that_was_away_is_tried_again(toy):
     _, seen, table = build(toy, images=str(toy / "m.csv"))
     assert seen == ["003.png"]
     assert (table["status"] == "ok").all()
+
+
+def save_classifier(file, state, classes):
+    record = {"state": state, "classes": classes, "backbone": "resnet18", "image_size": 32}
+    file.write_bytes(dump_checkpoint(record))
+
+
+def test_several_networks_are_averaged_class_by_class(toy):
+    """The same classifier with its outputs in another order says the same, and a flat one 1/2."""
+    torch.manual_seed(0)
+    state = backbones.create("resnet18", 2).state_dict()
+    save_classifier(toy / "one.pt", state, ["a", "b"])
+    swapped = {name: state[name].flip(0) for name in ("head.weight", "head.bias")}
+    save_classifier(toy / "two.pt", {**state, **swapped}, ["b", "a"])
+    flat = {name: torch.zeros_like(state[name]) for name in ("head.weight", "head.bias")}
+    save_classifier(toy / "flat.pt", {**state, **flat}, ["a", "b"])
+    one, two, flat = (str(toy / f"{name}.pt") for name in ("one", "two", "flat"))
+    given = {"image_size": None, "distortions": ("noise",), "levels": (3,)}
+    _, _, alone = build(toy, task_networks=(one,), **given)
+    _, _, both = build(toy, task_networks=(one, two), **given)
+    assert alone["target"].std() > 0.01
+    assert both["target"].to_numpy() == pytest.approx(alone["target"], abs=1e-5)
+    _, _, mixed = build(toy, task_networks=(one, flat), **given)
+    assert mixed["target"].to_numpy() == pytest.approx((alone["target"] + 0.5) / 2, abs=1e-5)
+    _, _, first = build(toy, task_networks=(two, one), **given)
+    assert first["target"].to_numpy() == pytest.approx(alone["target"], abs=1e-5)
 
 
 def test_labels_that_the_network_does_not_know_are_refused(toy):
