@@ -109,7 +109,8 @@ def _plan_build(job: BuildJob, source: ImageSource, images: pa.Table) -> BuildPl
     from iqa_ray.metrifier.task_networks import DEFAULT_SIZE, check_labels
 
     labels = images.column("label").to_pylist()
-    sources, networks = _load_networks(job, job.task_networks, labels)
+    given_size = job.image_size or DEFAULT_SIZE
+    sources, networks = _load_networks(job, job.task_networks, labels, given_size)
     check_labels(networks, labels)
     sizes = [network.image_size for network in networks if network.image_size]
     graded = [
@@ -127,7 +128,7 @@ def _plan_build(job: BuildJob, source: ImageSource, images: pa.Table) -> BuildPl
 
 
 def _load_networks(
-    job: TaskJob, names: Sequence[str], labels: Sequence[str]
+    job: TaskJob, names: Sequence[str], labels: Sequence[str], given_size: int
 ) -> tuple[list[Any], list[Any]]:
     from iqa_ray.metrifier.task_networks import (
         NetworkSource,
@@ -137,7 +138,9 @@ def _load_networks(
     )
 
     classes = read_classes(job.classes, labels)
-    sources = [NetworkSource(resolve_network(name), job.normalise, classes) for name in names]
+    sources = [
+        NetworkSource(resolve_network(name), job.normalise, classes, given_size) for name in names
+    ]
     return sources, load_networks(sources)
 
 
@@ -340,7 +343,7 @@ def _build_transfer(
     from iqa_ray.metrifier.task_networks import check_labels
 
     labels = images.column("label").to_pylist()
-    sources, networks = _load_networks(job, job.task_networks, labels)
+    sources, networks = _load_networks(job, job.task_networks, labels, copies.image_size)
     check_labels(networks, labels)
     plan = plan_build(copies, sources, networks)
     build_missing(workspace, plan, images, job)

@@ -49,11 +49,13 @@ class NetworkSource:
         name: a file, or an architecture of torchvision's and a file (`resnet18:FILE`).
         normalise: what a program expects of pixels.
         classes: of its outputs, for files that do not name them.
+        given_size: pixels a side of the images that it will get, for files that do not say theirs.
     """
 
     name: str
     normalise: Normalise
     classes: tuple[str, ...]
+    given_size: int = DEFAULT_SIZE
 
     @property
     def architecture(self) -> str | None:
@@ -127,7 +129,7 @@ class TaskNetwork:
         return torch.cat([_pick_logits(each) for each in outputs])[:number]
 
     def _name_outputs(self, classes: tuple[str, ...] | None) -> tuple[str, ...]:
-        size = self.image_size or DEFAULT_SIZE
+        size = self.image_size or self._source.given_size
         where = f"--task-networks {self._source.name}"
         try:
             outputs = self._compute(np.zeros((2, size, size, 3), np.uint8))

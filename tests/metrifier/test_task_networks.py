@@ -126,6 +126,15 @@ def test_outputs_must_be_as_many_as_classes(tmp_path):
         load(tmp_path / "map.pt")
 
 
+def test_a_program_of_one_size_is_tried_with_the_size_that_it_will_get(tmp_path):
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 40 * 40, 2))
+    torch.jit.script(flat).save(str(tmp_path / "flat.pt"))
+    given = NetworkSource(str(tmp_path / "flat.pt"), "none", ("a", "b"), 40)
+    assert load_network(given).compute_log_probabilities(IMAGES).shape == (5, 2)
+    with pytest.raises(UsageError, match="does not take images of 224x224 px"):
+        load(tmp_path / "flat.pt")
+
+
 def test_networks_of_different_classes_are_not_averaged(tmp_path):
     save_toy(tmp_path / "toy.pt")
     sources = [NetworkSource(str(tmp_path / "toy.pt"), "none", names) for names in ("ab", "ac")]
