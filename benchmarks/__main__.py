@@ -42,6 +42,7 @@ BENCHMARKS = {
     "cutoffs": Benchmark(takes_images=False, needs=("cleanvision",)),
     "cutoff_rule": Benchmark(takes_images=False),
     "layers": Benchmark(takes_images=False),
+    "metrify": Benchmark(),
 }
 
 

@@ -156,6 +156,30 @@ COMMANDS = {
         "iqa-ray layers --workspace ws --network resnet50.pth --architecture resnet50 "
         "--classes classes.txt",
     ),
+    "metrify build": Command(
+        "iqa_ray.metrifier.settings", "BuildJob",
+        "iqa_ray.metrifier.jobs", "run_build", "describe_build",
+        "distort labelled images, and note how well your classifier does on each",
+        "iqa-ray metrify build photos --workspace ws --task-networks ws/models/KEY.pt\n"
+        "iqa-ray metrify build photos --workspace ws --task-networks resnet18:mine.pth,other.pt2 "
+        "--distortions gaussian_blur,noise,jpeg --levels 1,3,5",
+    ),
+    "metrify train": Command(
+        "iqa_ray.metrifier.settings", "TrainMetrifierJob",
+        "iqa_ray.metrifier.jobs", "run_train", "describe_train",
+        "train a metric that predicts how well your classifier does on an image",
+        "iqa-ray metrify train --workspace ws\n"
+        "iqa-ray metrify train --workspace ws --backbone efficientnet_lite0 --freeze-backbone "
+        "--seeds 0,1,2 --leave-out motion_blur",
+    ),
+    "metrify evaluate": Command(
+        "iqa_ray.metrifier.settings", "EvaluateMetrifierJob",
+        "iqa_ray.metrifier.jobs", "run_evaluate", "describe_evaluate",
+        "does it predict errors better than other metrics, and than the classifier's confidence?",
+        "iqa-ray metrify evaluate --workspace ws\n"
+        "iqa-ray metrify evaluate --workspace ws --task-networks another.pt "
+        "--metrics lapm,wavs,brisque",
+    ),
     "rescore": Command(
         "iqa_ray.rescoring.settings", "RescoreJob",
         "iqa_ray.rescoring.jobs", "run_rescore", "describe_rescore",

@@ -33,10 +33,11 @@ def do_missing(
     problem: str,
     shard_size: int = _SHARD_SIZE,
     unit: str = "images",
+    cpus_per_actor: float = 1.0,
 ) -> int:
     """Have actors do the images that `parts` have no valid row of.
 
-    Each asks for a GPU where there is one, else for a CPU. Without a missing row Ray is not used.
+    Each asks for a GPU where there is one, and for CPUs. Without a missing row Ray is not used.
 
     Args:
         parts: of the table; rows of images that changed are removed first.
@@ -50,6 +51,7 @@ def do_missing(
         problem: what a shard is that could not be done, such as "have no predictions".
         shard_size: rows of a shard.
         unit: what a row is, if not an image.
+        cpus_per_actor: that each asks of Ray.
 
     Returns:
         The number of images that were done.
@@ -64,7 +66,7 @@ def do_missing(
     pieces = [rows[start : start + shard_size] for start in range(0, len(rows), shard_size)]
     shards = [(images.take(piece), fingerprints[piece]) for piece in pieces]
     with connection.connect(address):
-        resources = connection.prefer_gpu(Resources(num_cpus=1.0))
+        resources = connection.prefer_gpu(Resources(num_cpus=cpus_per_actor))
         num_actors = connection.count_actors(num_actors, resources, len(shards))
         with Progress(len(rows), title, unit) as progress:
             pool = Pool(make_worker, shards, num_actors, resources)

@@ -13,7 +13,6 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import compute as pc
 
-from iqa_ray.cluster import connection
 from iqa_ray.distortion_types.applier import apply_missing
 from iqa_ray.distortion_types.dataset import read_labelled, split_references
 from iqa_ray.distortion_types.evaluation import format_evaluation
@@ -26,7 +25,6 @@ from iqa_ray.distortion_types.settings import (
 from iqa_ray.distortion_types.synthesis import find_leaves, find_made, plan_counts
 from iqa_ray.distortion_types.table import DISTORTIONS_FILE, read_found
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.experiments.live import LiveRuns, check_log_dir
 from iqa_ray.images.listing import IMAGES_FILE, IMAGES_SCHEMA
 from iqa_ray.images.source import ImageSource
 from iqa_ray.progress import Progress, log
@@ -70,6 +68,7 @@ def run_train(job: TrainTypesJob) -> dict[str, Any]:
         IncompleteError: no room for a run, or some run gave no result.
     """
     from iqa_ray.distortion_types import training
+    from iqa_ray.experiments.live import check_log_dir, train_missing
 
     start_s = time.monotonic()
     if job.log_dir is not None:
@@ -82,7 +81,7 @@ def run_train(job: TrainTypesJob) -> dict[str, Any]:
     plan = training.plan_runs(job, frame, source)
     workspace.record_config("distortions-train", job)
     workspace.write_frame(SPLITS_FILE, frame[SPLITS_SCHEMA.names], SPLITS_SCHEMA)
-    _train_missing(workspace, job, plan)
+    train_missing(plan.runs, plan.material, workspace.location / FOLDER, job)
     parts = {name: frame[frame["part"] == name] for name in ("train", "validation", "test")}
     rows, models = _measure_runs(workspace, plan, parts, source)
     summary = _summarise_training(workspace, job, rows, parts, plan, start_s)
@@ -132,25 +131,6 @@ def _read_frame(source: ImageSource) -> pd.DataFrame:
     if not readable.any():
         raise UsageError(f"{source.root}: none of its images can be decoded")
     return frame[readable].reset_index(drop=True)
-
-
-def _train_missing(workspace: Workspace, job: TrainTypesJob, plan: Plan) -> None:
-    """Do the runs that have no result, side by side."""
-    from iqa_ray.training import parallel
-    from iqa_ray.training.runs import RunFiles
-
-    files = RunFiles(workspace.location / FOLDER)
-    if job.restart:
-        for run in plan.runs:
-            files.forget(run)
-    todo = [run for run in plan.runs if files.read_result(run) is None]
-    if not todo:
-        return
-    with connection.connect(job.address):
-        room = parallel.plan_parallel_runs(job.gpus_per_run, job.cpus_per_run)
-        log(f"{len(todo)} runs of {job.epochs} epochs, {min(room[1], len(todo))} at the same time")
-        with LiveRuns(todo, len(plan.runs) - len(todo), job.log_dir) as live:
-            parallel.train_runs(todo, plan.material, workspace.location / FOLDER, room, live)
 
 
 def _measure_runs(

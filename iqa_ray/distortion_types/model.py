@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -22,13 +20,12 @@ from iqa_ray.images.decoding import hash_content
 from iqa_ray.storage.files import locate, one_line, read_bytes
 from iqa_ray.training import backbones
 from iqa_ray.training.loop import DivergedError, full_precision, pick_device
+from iqa_ray.training.model_files import dump_model_file, parse_model_file
 from iqa_ray.training.pixels import MAX_CROPS, Pixels, cut_crops
 
 PACKAGED_MODEL = Path(__file__).parent / "params" / "simplenet.safetensors"
 FORMAT_VERSION = 1
 NONE = "none"
-
-_RECORD = "iqa_ray"
 
 
 @dataclass(frozen=True)
@@ -131,12 +128,7 @@ class TypesModel:
 
 def dump_model(card: ModelCard, state: dict[str, torch.Tensor]) -> bytes:
     """A model as the bytes of a safetensors file, in half precision."""
-    halves = {
-        name: (value.half() if value.is_floating_point() else value).contiguous()
-        for name, value in state.items()
-    }
-    data: bytes = safetensors.torch.save(halves, {_RECORD: json.dumps(asdict(card))})
-    return data
+    return dump_model_file(state, asdict(card))
 
 
 def load_model(uri: str | None) -> tuple[TypesModel, str]:
@@ -163,10 +155,8 @@ def parse_model(data: bytes, where: str) -> TypesModel:
         UsageError: the bytes are not those of such a file; `where` is named.
     """
     try:
-        state = safetensors.torch.load(data)
-        length = int.from_bytes(data[:8], "little")
-        record = json.loads(data[8 : 8 + length])["__metadata__"][_RECORD]
-        card = _parse_card(json.loads(record))
+        state, record = parse_model_file(data)
+        card = _parse_card(record)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"--model {where}: damaged, or not a file that `iqa-ray distortions train` wrote: "
@@ -175,9 +165,7 @@ def parse_model(data: bytes, where: str) -> TypesModel:
     if unknown := sorted(set(card.classes) - set(CLASSES)):
         raise UsageError(f"--model {where}: has classes that are not known: {', '.join(unknown)}")
     try:
-        return TypesModel(
-            card, {n: v.float() if v.is_floating_point() else v for n, v in state.items()}
-        )
+        return TypesModel(card, state)
     except RuntimeError as error:
         raise UsageError(
             f"--model {where}: its tensors are not those of {card.network} with "

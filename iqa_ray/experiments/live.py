@@ -10,10 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from iqa_ray.cluster import connection
 from iqa_ray.errors import UsageError
-from iqa_ray.progress import LINE_INTERVAL_S, format_seconds
-from iqa_ray.storage.files import check_writable, locate
-from iqa_ray.training.runs import Run
+from iqa_ray.progress import LINE_INTERVAL_S, format_seconds, log
+from iqa_ray.storage.files import Location, check_writable, locate
+from iqa_ray.training.runs import Run, RunFiles
+from iqa_ray.training.settings import ParallelRunsJob
+from iqa_ray.training.sharing import Material
 
 
 class LiveRuns:
@@ -94,7 +97,7 @@ class LiveRuns:
         run = self._runs[key]
         return (
             f"{run.name}: epoch {row['epoch']} of {run.recipe.epochs}, loss {row['loss']:.4f}, "
-            f"validation accuracy {_format_accuracy(row)}; {self._estimate()} left"
+            f"validation {_format_validation(row)}; {self._estimate()} left"
         )
 
     def _estimate(self) -> str:
@@ -134,7 +137,7 @@ class LiveRuns:
                 cells += [
                     f"{last['epoch']}/{run.recipe.epochs}",
                     f"{last['loss']:.4f}",
-                    _format_accuracy(last),
+                    _format_validation(last),
                     format_seconds(mean_s * left),
                 ]
             table.add_row(*cells)
@@ -155,18 +158,21 @@ class LiveRuns:
             folder.mkdir(parents=True, exist_ok=True)
             self._writers[key] = EventsWriter(str(folder / "events"))
             self._stack.callback(self._writers[key].close)
-        names = ("loss", "accuracy", "validation_loss", "validation_accuracy")
-        found = {name: row[name] for name in names if row[name] is not None}
+        names = ("loss", "accuracy", "validation_loss", "validation_accuracy", "validation_error")
+        found = {name: row[name] for name in names if row.get(name) is not None}
         values = [Summary.Value(tag=name, simple_value=value) for name, value in found.items()]
         event = Event(wall_time=time.time(), step=row["epoch"], summary=Summary(value=values))
         self._writers[key].write_event(event)
         self._writers[key].flush()
 
 
-def _format_accuracy(row: dict[str, Any]) -> str:
-    """That of the validation part, which a run need not have."""
-    accuracy = row["validation_accuracy"]
-    return "–" if accuracy is None else f"{accuracy:.3f}"
+def _format_validation(row: dict[str, Any]) -> str:
+    """What the best epoch is chosen by, of a row of the history; a run need not have any."""
+    if row["validation_accuracy"] is None:
+        return "–"
+    if "validation_error" in row:
+        return f"error {row['validation_error'] ** 0.5:.4f}"
+    return f"accuracy {row['validation_accuracy']:.3f}"
 
 
 def check_log_dir(folder: str) -> None:
@@ -179,3 +185,28 @@ def check_log_dir(folder: str) -> None:
     if not place.is_local:
         raise UsageError(f"--log-dir {folder}: give a folder on this machine")
     check_writable(place, "--log-dir")
+
+
+def train_missing(
+    runs: Sequence[Run], material: Material, folder: Location, job: ParallelRunsJob
+) -> None:
+    """Do those of `runs` that have no result in `folder`, side by side, and show how they go.
+
+    Raises:
+        IncompleteError: there is no room for a run, or its images have changed.
+    """
+    from iqa_ray.training import parallel
+
+    files = RunFiles(folder)
+    if job.restart:
+        for run in runs:
+            files.forget(run)
+    todo = [run for run in runs if files.read_result(run) is None]
+    if not todo:
+        return
+    with connection.connect(job.address):
+        room = parallel.plan_parallel_runs(job.gpus_per_run, job.cpus_per_run)
+        epochs, number = todo[0].recipe.epochs, min(room[1], len(todo))
+        log(f"{len(todo)} runs of {epochs} epochs, {number} at the same time")
+        with LiveRuns(todo, len(runs) - len(todo), job.log_dir) as live:
+            parallel.train_runs(todo, material, folder, room, live)

@@ -87,7 +87,8 @@ def create(
     precision: Precision = "fp32",
     max_side: int | None = None,
 ) -> Metric | DeepMetric:
-    """Make a metric from its id, such as "brisque", "musiq", or another of pyiqa's.
+    """Make a metric from its id, such as "brisque", "musiq", another of pyiqa's, or
+    "metrifier:FILE" for a network that `iqa-ray metrify train` wrote.
 
     The other settings are for metrics that are deep networks.
 
@@ -105,12 +106,11 @@ def create(
     spec = get_spec(name)
     if spec.backend == "cpu":
         return Metric(spec)
-    from iqa_ray.metrics.deep import DeepMetric
-    from iqa_ray.weights.pulling import prepare_weights
+    from iqa_ray.metrics.learnt import make_network_metric, prepare_metric
 
-    prepared = prepare_weights([name], weights)[name]
+    prepared = prepare_metric(spec, weights)
     if device is None:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return DeepMetric(spec, prepared, device, precision, max_side)
+    return make_network_metric(spec, prepared, device, precision, max_side)

@@ -1,4 +1,4 @@
-"""Metrics that are deep networks: pyiqa's models, fed in batches of images of one size.
+"""Metrics that are deep networks: pyiqa's models here, fed in batches of images of one size.
 
 The networks and their definitions are pyiqa's. What is done here is to feed them well: images of
 exactly the same size together and never padded, so that an image's score does not depend on its
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iqa_ray.metrics.planes import check_grey_or_rgb
-from iqa_ray.metrics.spec import Device, MetricError, MetricSpec, Precision
+from iqa_ray.metrics.spec import METRIFIER, Device, MetricError, MetricSpec, Precision
 from iqa_ray.weights.metric_files import Weights, build_model, find_pyiqa_version
 from iqa_ray.weights.pyiqa_builder import replaced
 
@@ -32,6 +32,7 @@ _LARGEST_BATCH: dict[Device, int] = {"cpu": 1, "cuda": 32}
 _CROP_SIDE = 224
 _MUSIQ_LARGEST_SCALE = 384
 _MAX_SIDE = "max-side-"  # in versions
+METRIFIER_VERSION = 1  # of how images go into metrifiers and what is made of their outputs
 
 
 class DeepMetric:
@@ -272,10 +273,12 @@ def make_version(
 ) -> str:
     """The version of a deep metric's scores: whatever changes them is in it.
 
-    pyiqa's version, the name and SHA-256 of the last of its files (its checkpoint), 12 digits of a
-    hash of the others, and the settings that are not the default.
+    pyiqa's version (or, of a network that was trained here, that of what is made of its outputs),
+    the name and SHA-256 of the last of its files (its checkpoint), 12 digits of a hash of the
+    others, and the settings that are not the default.
     """
-    parts = [f"pyiqa-{find_pyiqa_version()}"]
+    is_own = weights.metric.startswith(METRIFIER)
+    parts = [f"metrifier-{METRIFIER_VERSION}" if is_own else f"pyiqa-{find_pyiqa_version()}"]
     if weights.files:
         *others, last = weights.files
         parts += [PurePosixPath(last.name).name, last.sha256]

@@ -1,14 +1,16 @@
 """The table of metrics: what each is called, which way is better, and what it needs.
 
 The eight of the main job stand here; any other no-reference metric of an installed pyiqa gets its
-entry from pyiqa's own table. A metric that is computed on the CPU is an entry with a function: it
-is used where it is named, and where nothing is named if `is_default`. Settings take the metrics'
-names from here, so what computes them (and OpenCV with it) is imported when it is first called.
+entry from pyiqa's own table, and `metrifier:FILE` is a network that `iqa-ray metrify train` wrote.
+A metric that is computed on the CPU is an entry with a function: it is used where it is named, and
+where nothing is named if `is_default`. Settings take the metrics' names from here, so what computes
+them (and OpenCV with it) is imported when it is first called.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os.path
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Device = Literal["cpu", "cuda"]
+Backend = Literal["cpu", "pyiqa", "metrifier"]
+
+METRIFIER = "metrifier:"  # before the file of a network that was trained here
 
 
 class MetricError(StatusError):
@@ -41,10 +46,11 @@ class MetricSpec:
     """One metric, described.
 
     `range` is theoretical; that of pyiqa's metrics is pyiqa's "rough estimation". `version` changes
-    whenever the same image would get another score; pyiqa's metrics get theirs with their weights.
+    whenever the same image would get another score; networks get theirs with their weights.
     `min_side` is in pixels and holds for both sides. `function` computes the metric on the CPU;
-    metrics without one are networks of pyiqa's. `is_default`: used where no metric is named.
-    `supports_max_side`: larger images may be shrunk before scoring (see `DeepMetric`).
+    metrics without one are networks, pyiqa's or those trained here. `is_default`: used where no
+    metric is named. `supports_max_side`: larger images may be shrunk before scoring (see
+    `DeepMetric`).
     """
 
     name: str
@@ -59,9 +65,11 @@ class MetricSpec:
     supports_max_side: bool = False
 
     @property
-    def backend(self) -> Literal["cpu", "pyiqa"]:
+    def backend(self) -> Backend:
         """Whose code computes the metric."""
-        return "cpu" if self.function else "pyiqa"
+        if self.function:
+            return "cpu"
+        return "metrifier" if self.name.startswith(METRIFIER) else "pyiqa"
 
     def check_size(self, height: int, width: int) -> None:
         """Raise MetricError for an image that has not `min_side` pixels on both sides."""
@@ -183,11 +191,16 @@ DEEP_METRICS: tuple[str, ...] = tuple(spec.name for spec in _ALL if spec.backend
 def get_spec(name: str) -> MetricSpec:
     """Look a metric up by its id, such as "lapm", or one of pyiqa's, such as "topiq_nr".
 
+    `metrifier:FILE` is a network in a file, whose path the entry's name has in full, so that later
+    commands and other machines find it; it need not be there yet.
+
     Raises ValueError where there is no such metric, naming the nearest one, and for metrics of
     pyiqa that do not score an image by itself, with the reason.
     """
     if name in SPECS:
         return SPECS[name]
+    if name.startswith(METRIFIER):
+        return _describe_metrifier(name)
     configs = _read_pyiqa_configs()
     if name in configs:
         return _describe_pyiqa_metric(name, configs[name])
@@ -199,6 +212,28 @@ def get_spec(name: str) -> MetricSpec:
         else "with pyiqa installed (`pip install 'iqa_ray[deep]'`) its other no-reference metrics"
     )
     raise ValueError(f"unknown metric {name!r}{hint}; known: {', '.join(SPECS)}, and {others}")
+
+
+def resolve_name(name: str) -> str:
+    """A metric's id as entries and tables have it: a metrifier's names its file's whole path."""
+    file = name.removeprefix(METRIFIER)
+    if file in {name, ""} or "://" in file:
+        return name
+    return METRIFIER + os.path.abspath(os.path.expanduser(file))
+
+
+def _describe_metrifier(name: str) -> MetricSpec:
+    if name == METRIFIER:
+        raise ValueError(f"{METRIFIER} needs a file, as `iqa-ray metrify train` writes it")
+    return MetricSpec(
+        name=resolve_name(name),
+        higher_is_better=True,
+        range=(0.0, 1.0),
+        version="",
+        min_side=1,
+        summary="how sure and right a classifier will be, as another network predicts it",
+        source="Cheraaqee 2022, section 3.1",
+    )
 
 
 @lru_cache(maxsize=1)

@@ -30,8 +30,8 @@ def parts_folder(key: str) -> str:
     return f"predictions/model={key}/version=2"
 
 
-def _name_labels(images: pa.Table) -> pa.Table:
-    """`images` with ids that say the labels as well, for fingerprints.
+def name_labels(images: pa.Table) -> pa.Table:
+    """`images` with ids that say the labels as well, for fingerprints of what depends on them.
 
     A prediction holds the probability of the label that the image had. So one of an image that
     has another label now does not count as done.
@@ -85,7 +85,7 @@ class ShardPredictor:
             "content_hash": pa.array(hashes, pa.string()),
         }
         is_unread = np.isin(np.arange(len(paths)), unread)
-        fingerprints = mark_missing(fingerprints, _name_labels(images), is_unread, self._key)
+        fingerprints = mark_missing(fingerprints, name_labels(images), is_unread, self._key)
         self._parts.write(pa.table(columns), fingerprints, self._key)
         return len(paths)
 
@@ -106,7 +106,7 @@ def predict_missing(
     do_missing(
         workspace.parts(parts_folder(key)),
         images.select(["image_id", "path", "label"]),
-        make_fingerprints(_name_labels(images), key),
+        make_fingerprints(name_labels(images), key),
         partial(ShardPredictor, str(workspace), key, source),
         num_actors,
         address,

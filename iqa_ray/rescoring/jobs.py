@@ -119,7 +119,7 @@ def _read_scoring_settings(workspace: Workspace) -> dict[str, Any]:
     last = next(configs)
     names = tuple(dict.fromkeys([*last["metrics"], *known_metrics(workspace)]))
     settings = {**last, "metrics": names, "precision": "fp32", "max_side": None}
-    deep = {name for name in names if get_spec(name).backend == "pyiqa"}
+    deep = {name for name in names if get_spec(name).backend != "cpu"}
     for config in chain([last], configs):
         if deep.intersection(config["metrics"]):
             return settings | {name: config[name] for name in _OF_DEEP_METRICS}

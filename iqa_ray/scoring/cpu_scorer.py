@@ -98,6 +98,11 @@ def score_image(
         return [(None, error.status, str(error))] * len(computed)
     except MemoryError:
         return [(None, "too_large", "not enough memory for its pixels")] * len(computed)
+    return score_planes(planes, computed)
+
+
+def score_planes(planes: Planes, computed: Sequence[metrics.Metric]) -> list[Score]:
+    """Score one image with CPU metrics: (score, status, error) each, as `score_image`."""
     scores: list[Score] = []
     for metric in computed:
         try:

@@ -15,6 +15,7 @@ from iqa_ray.images.decoding import AbsentError, ImageError, hash_content
 from iqa_ray.images.prefetch import run_ahead
 from iqa_ray.images.source import ImageSource
 from iqa_ray.metrics.deep import DeepMetric, Image
+from iqa_ray.metrics.learnt import make_network_metric
 from iqa_ray.metrics.spec import Device, MetricError, Precision, get_spec
 from iqa_ray.scoring.cpu_scorer import (
     Score,
@@ -53,7 +54,7 @@ class DeepShardScorer:
         cv2.setNumThreads(1)
         torch.set_num_threads(plan.num_threads)
         self._run, self._plan = run, plan
-        self._metric = DeepMetric(
+        self._metric = make_network_metric(
             get_spec(plan.weights.metric),
             plan.weights,
             plan.device,

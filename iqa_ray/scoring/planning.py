@@ -14,6 +14,7 @@ from iqa_ray.cluster import connection
 from iqa_ray.cluster.capacity import PoolPlan, Resources, share_nodes
 from iqa_ray.images.source import ImageSource
 from iqa_ray.metrics.deep import make_version
+from iqa_ray.metrics.learnt import prepare_metrifier
 from iqa_ray.metrics.spec import MetricSpec, Precision, get_spec
 from iqa_ray.progress import log
 from iqa_ray.scoring.cpu_scorer import Shard
@@ -61,14 +62,14 @@ def make_groups(job: ScoreJob, recorded: DeepSettings) -> list[Group]:
     groups = []
     if cpu := tuple(spec for spec in specs if spec.backend == "cpu"):
         groups.append(Group(cpu))
-    if deep := [spec for spec in specs if spec.backend == "pyiqa"]:
-        prepared = prepare_weights([spec.name for spec in deep], job.weights)
-        for spec in deep:
-            asked = job.precision, job.max_side if spec.supports_max_side else None
-            precision, max_side = recorded.get(spec.name, asked)
-            weights = prepared[spec.name]
-            version = make_version(weights, precision, max_side)
-            groups.append(Group((replace(spec, version=version),), weights, precision, max_side))
+    pulled = [spec.name for spec in specs if spec.backend == "pyiqa"]
+    prepared = prepare_weights(pulled, job.weights) if pulled else {}
+    for spec in (spec for spec in specs if spec.backend != "cpu"):
+        asked = job.precision, job.max_side if spec.supports_max_side else None
+        precision, max_side = recorded.get(spec.name, asked)
+        weights = prepared.get(spec.name) or prepare_metrifier(spec)
+        version = make_version(weights, precision, max_side)
+        groups.append(Group((replace(spec, version=version),), weights, precision, max_side))
     return groups
 
 

@@ -29,7 +29,8 @@ class ScoringJob(WorkspaceJob):
     metrics: tuple[str, ...] = Field(
         default=DEFAULT_METRICS,
         description="metrics to score with, separated by commas: the five of the default, musiq, "
-        "maniqa, hyperiqa, or any other no-reference metric of pyiqa",
+        "maniqa, hyperiqa, any other no-reference metric of pyiqa, or metrifier:FILE for a network "
+        "that `metrify train` wrote",
     )
     max_pixels: int = Field(
         default=DEFAULT_MAX_PIXELS,
@@ -100,9 +101,7 @@ class ScoringJob(WorkspaceJob):
     def _check_metrics(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if not names:
             raise ValueError("name at least one metric")
-        for name in names:
-            get_spec(name)
-        return tuple(dict.fromkeys(names))
+        return tuple(dict.fromkeys(get_spec(name).name for name in names))
 
     @field_validator("weights")
     @classmethod

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
@@ -46,8 +47,8 @@ _RECORDED = ("name", "higher_is_better", "range", "version", "min_side", "summar
 
 
 def scores_folder(metric: str, version: str) -> str:
-    """Where the workspace keeps a metric's scores."""
-    return f"scores/metric={metric}/version={version}"
+    """Where the workspace keeps a metric's scores; a name that is a path becomes one folder's."""
+    return f"scores/metric={quote(metric, safe='+')}/version={version}"
 
 
 def open_parts(workspace: Workspace, spec: MetricSpec) -> Parts:
@@ -121,7 +122,7 @@ def known_metrics(workspace: Workspace) -> list[str]:
     """The metrics that have scores at whatever version."""
     folders = list_files(workspace.location / "scores", ".parquet")
     found = (re.search(r"/metric=([^/]+)/", file.path) for file in folders)
-    return sorted({match.group(1) for match in found if match})
+    return sorted({unquote(match.group(1)) for match in found if match})
 
 
 def make_row_settings(max_pixels: int) -> str:

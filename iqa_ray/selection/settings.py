@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from iqa_ray.config import WorkspaceJob
+from iqa_ray.metrics.spec import resolve_name
 
 Weighting = Literal["equal", "prior"]
 Bandwidth = Literal["scott", "silverman"] | float
@@ -15,7 +16,7 @@ Rule = Literal["majority", "any", "all"] | int
 
 
 def _drop_repeated(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(map(resolve_name, names)))
 
 
 class CutoffsJob(WorkspaceJob):
@@ -70,6 +71,11 @@ class CutoffsJob(WorkspaceJob):
     seed: int = Field(default=0, ge=0, description="seed of bootstrap, permutations and folds")
 
     _metrics = field_validator("metrics")(_drop_repeated)
+
+    @field_validator("cutoff")
+    @classmethod
+    def _resolve_names(cls, cutoff: dict[str, float]) -> dict[str, float]:
+        return {resolve_name(name): value for name, value in cutoff.items()}
 
     @field_validator("bandwidth")
     @classmethod

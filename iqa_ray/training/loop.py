@@ -164,17 +164,22 @@ def compute_joint_loss(
     class_weights: Tensor | None,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """The recipe's loss, and where it trains a severity, the weighted squared error of that.
+    """The recipe's loss, and where it trains a severity or a share, the weighted loss of that.
 
-    The mean of the squared error is over all rows, of which those of unknown severity have none.
+    That is the squared error of a severity, and the binary cross-entropy in nats of a share. Its
+    mean is over all rows, of which those of unknown severity have none.
     """
     logits, guessed = split_severity(recipe, outputs)
     loss = compute_loss(recipe.loss, logits, find_classes(recipe, targets), class_weights, weights)
     if guessed is None:
         return loss
     severities = targets[:, 1]
-    error = torch.where(severities.isnan(), 0, guessed - severities.nan_to_num())
-    return loss + recipe.severity_weight * error.square().mean()
+    known = severities.nan_to_num()
+    if recipe.predicts_share:
+        errors = nn.functional.binary_cross_entropy_with_logits(guessed, known, reduction="none")
+    else:
+        errors = (guessed - known).square()
+    return loss + recipe.severity_weight * torch.where(severities.isnan(), 0, errors).mean()
 
 
 class Trainer:

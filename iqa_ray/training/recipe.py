@@ -53,6 +53,10 @@ class Recipe:
         class_weights: of each class in the loss of class indices; none where all are 1.
         severity_weight: of the squared error of a further output, the severity. Where it is not 0,
             targets are (N, 2): class index, and severity, NaN where it is unknown.
+        predicts_share: the further output is a share in [0, 1], and what the network is for. It
+            passes a sigmoid, its loss is the binary cross-entropy, which is least at the mean of
+            the shares as the squared error is and does not flatten at the sigmoid's ends, and the
+            epoch that counts is that of its least squared error on validation images.
         random_crops: inputs are larger than the network sees. Training cuts a square of
             `image_size` out at random and mirrors half of them; evaluation takes the centre.
         bf16_on_cpu: training is in bf16 also on CPUs that compute in it.
@@ -75,11 +79,13 @@ class Recipe:
     schedule: Steps | Cosine | None = None
     class_weights: tuple[float, ...] = ()
     severity_weight: float = 0.0
+    predicts_share: bool = False
     random_crops: bool = False
     bf16_on_cpu: bool = False
 
     def __post_init__(self) -> None:
         assert self.batch_size > 1, "no epoch would have a batch"
+        assert self.severity_weight or not self.predicts_share, "there is no further output"
         assert self.optimiser == "sgd" or not self.momentum, "Adam has moments of its own"
 
     def find_lr(self, done: float) -> float:

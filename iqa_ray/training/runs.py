@@ -162,7 +162,7 @@ def train_run(
     A worker may be lost after it wrote the result and before it said so. One that is lost after it
     told of an epoch and before the checkpoint makes the next do that epoch again.
 
-    The epoch that counts is the best of the validation part: by accuracy, then loss, then earliest
+    The epoch that counts is the best of the validation part (see `_rank_epoch`), then the earliest
     (Smith et al., section 3.2, set a tenth aside and do not say what for); without one the last.
 
     Args:
@@ -246,12 +246,12 @@ def _do_epoch(
     row = {"epoch": epoch, "loss": loss, "accuracy": accuracy}
     if not len(validation):
         return {**row, "validation_loss": None, "validation_accuracy": None}
-    logits, labels = _predict_classes(trainer, inputs, targets, validation)
-    return {
-        **row,
+    logits, labels, error = _predict_classes(trainer, inputs, targets, validation)
+    row |= {
         "validation_loss": measure_loss(logits, labels),
         "validation_accuracy": measure_accuracy(logits, labels),
     }
+    return row if error is None else {**row, "validation_error": error}
 
 
 def _rank_epoch(
@@ -259,11 +259,14 @@ def _rank_epoch(
 ) -> tuple[list[float] | None, bool]:
     """The rank of an epoch, higher for a better one, and whether it is the best so far.
 
-    Without a validation part there is no rank, and the last epoch is the best.
+    It is by accuracy, then loss; or by the error of a share, where one is predicted. Without a
+    validation part there is no rank, and the last epoch is the best.
     """
     if row["validation_accuracy"] is None:
         return None, is_last
     rank = [row["validation_accuracy"], -row["validation_loss"]]
+    if "validation_error" in row:
+        rank = [-row["validation_error"]]
     return rank, best is None or rank > best["rank"]
 
 
@@ -271,7 +274,7 @@ def _test(
     trainer: Trainer, inputs: Inputs, targets: Tensor, rows: Tensor
 ) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """The figures of the test part, and its logits."""
-    logits, labels = _predict_classes(trainer, inputs, targets, rows)
+    logits, labels, _ = _predict_classes(trainer, inputs, targets, rows)
     auc = measure_auc(compute_log_odds(logits), labels)
     figures = {
         "accuracy": measure_accuracy(logits, labels),
@@ -282,8 +285,13 @@ def _test(
 
 def _predict_classes(
     trainer: Trainer, inputs: Inputs, targets: Tensor, rows: Tensor
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(n, C) logits of the classes, and the true ones."""
+) -> tuple[NDArray[np.float32], NDArray[np.int64], float | None]:
+    """(n, C) logits of the classes, the true ones, and the mean squared error of any share."""
+    recipe = trainer.recipe
     outputs = torch.from_numpy(trainer.predict(inputs, rows))
-    logits = split_severity(trainer.recipe, outputs)[0].numpy()
-    return logits, find_classes(trainer.recipe, targets[rows]).numpy()
+    logits, further = split_severity(recipe, outputs)
+    error = None
+    if recipe.predicts_share:
+        assert further is not None
+        error = float((further.sigmoid() - targets[rows][:, 1]).square().mean())
+    return logits.numpy(), find_classes(recipe, targets[rows]).numpy(), error

@@ -19,7 +19,7 @@ from iqa_ray.errors import IncompleteError
 from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import one_line
 from iqa_ray.training import loop
-from iqa_ray.training.inputs import CentreOf, ChunkedImages, Inputs
+from iqa_ray.training.inputs import CentreOf, ChunkedImages, Copies, DistortedImages, Inputs
 from iqa_ray.training.pixels import CHUNK_SIZE, Fit, Pixels, load_pixels
 from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run
@@ -36,7 +36,7 @@ class Material:
     """What all runs of a comparison share.
 
     Attributes:
-        paths: of the images; runs refer to them by place.
+        paths: of the images; runs refer to them by place, or to their copies.
         content_hashes: of each image, what its file must hold.
         targets: (N,) their class indices, or what else the recipes' loss takes.
         num_classes: of the comparison.
@@ -44,6 +44,7 @@ class Material:
         image_size: pixels a side of the squares that are held of images.
         source: of the images.
         fit: how an image becomes a square, see `load_pixels`.
+        copies: distorted ones, which are then what runs are trained on.
     """
 
     paths: list[str]
@@ -54,6 +55,12 @@ class Material:
     image_size: int
     source: ImageSource
     fit: Fit = "scale"
+    copies: Copies | None = None
+
+    @property
+    def num_inputs(self) -> int:
+        """How many images, or copies of them, runs refer to."""
+        return len(self.paths if self.copies is None else self.copies.images)
 
     def load_chunk(self, start: int, stop: int) -> tuple[Pixels, list[str | None]]:
         """The pixels and hashes of the images from `start` to `stop`, as `load_pixels` gives them.
@@ -65,7 +72,10 @@ class Material:
 
     def open_chunks(self, chunks: Sequence[Pixels]) -> Inputs:
         """What networks are fed from, of the pixels of all chunks."""
-        return ChunkedImages(chunks)
+        images = ChunkedImages(chunks)
+        if self.copies is None:
+            return images
+        return DistortedImages(images, self.copies, torch.get_num_threads())
 
 
 @dataclass
@@ -86,7 +96,7 @@ class Shared:
     features: dict[Network, list[Any]]
 
     def open_images(self) -> Inputs:
-        """The images, without a copy where this node has them.
+        """The images, which this node reads where it has them, or their distorted copies.
 
         Raises:
             IncompleteError: they are not those that they should be. The driver has looked, but Ray
@@ -177,7 +187,7 @@ def compute_shared_features(
     recipes = {name_network(run.recipe): run.recipe for run in runs}
     compute: Any = ray.remote(_extract)
     place = compute.options(num_cpus=resources.num_cpus, num_gpus=resources.num_gpus)
-    rows = np.arange(len(shared.material.paths))
+    rows = np.arange(shared.material.num_inputs)
     pieces = [rows[start : start + _PIECE_SIZE] for start in range(0, len(rows), _PIECE_SIZE)]
     features = {
         network: [place.remote(recipe, shared, piece, resources.num_threads) for piece in pieces]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ import pytest
 import torch
 from pictures import make_texture
 from PIL import Image
+from trainings import train_inline
 
 from iqa_ray.config import make_job
 from iqa_ray.distortion_types import jobs, training
@@ -19,18 +19,13 @@ from iqa_ray.distortion_types.model import load_model
 from iqa_ray.distortion_types.settings import EvaluateTypesJob, TrainTypesJob
 from iqa_ray.distortions import distort
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.training import backbones, parallel
+from iqa_ray.training import backbones
 from iqa_ray.training.augment import cut_at_random
-from iqa_ray.training.inputs import CentreOf, ChunkedImages
 from iqa_ray.training.loop import (
-    compute_features,
     compute_joint_loss,
     compute_loss,
-    start_training,
 )
-from iqa_ray.training.pixels import load_pixels
 from iqa_ray.training.recipe import Recipe
-from iqa_ray.training.runs import RunFiles, train_run
 
 
 @pytest.fixture
@@ -59,36 +54,7 @@ def make_labelled(folder, num_photographs, size, classes=EASY):
 @pytest.fixture(autouse=True)
 def trained(monkeypatch):
     """Runs are done in this process; the list names those that were."""
-    done = []
-
-    @contextmanager
-    def connect(_):
-        yield
-
-    def train_runs(runs, material, folder, plan, on_event):
-        pixels, hashes = load_pixels(
-            material.source, material.paths, material.image_size, 1, None, material.fit
-        )
-        assert hashes == material.content_hashes
-        images, rows = ChunkedImages([pixels]), torch.arange(len(pixels))
-        for run in runs:
-            done.append(run.recipe.seed)
-            weights, inputs = material.weights[run.recipe.backbone], images
-            if run.recipe.freeze_backbone:
-                frozen = start_training(run.recipe, 1, weights).model
-                inputs = compute_features(frozen, CentreOf(images, run.recipe.image_size), rows)
-            result = train_run(
-                run, inputs, torch.tensor(material.targets),
-                material.num_classes, weights, RunFiles(folder),
-                lambda row, key=run.key: on_event({"epoch": row, "key": key}),
-            )  # fmt: skip
-            on_event({"finished": run.key, "result": result})
-        return []
-
-    monkeypatch.setattr(jobs.connection, "connect", connect)
-    monkeypatch.setattr(parallel, "plan_parallel_runs", lambda *_: (None, 1))
-    monkeypatch.setattr(parallel, "train_runs", train_runs)
-    return done
+    return train_inline(monkeypatch)
 
 
 def train(folder, data, **given):

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from iqa_ray.cluster import connection
 from iqa_ray.experiments import arms
 from iqa_ray.images.decoding import hash_content
 from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import locate
-from iqa_ray.training.inputs import ChunkedImages
+from iqa_ray.training import parallel
+from iqa_ray.training.inputs import CentreOf, ChunkedImages, DistortedImages
+from iqa_ray.training.loop import compute_features, start_training
 from iqa_ray.training.parallel import RunFailure
+from iqa_ray.training.pixels import load_pixels
 from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.runs import Run, RunFiles, train_run
 from iqa_ray.training.sharing import Material
@@ -81,6 +86,40 @@ def pretend(monkeypatch, results):
         return failures
 
     monkeypatch.setattr(arms, "_train", train)
+
+
+def train_inline(monkeypatch):
+    """Let `train_missing` do runs in this process; the list that it returns names their seeds."""
+    done = []
+
+    def train_runs(runs, material, folder, plan, on_event):
+        pixels, hashes = load_pixels(
+            material.source, material.paths, material.image_size, 1, None, material.fit
+        )
+        assert hashes == material.content_hashes
+        images, rows = ChunkedImages([pixels]), torch.arange(material.num_inputs)
+        if material.copies is not None:
+            images = DistortedImages(images, material.copies, 1)
+        for run in runs:
+            done.append(run.recipe.seed)
+            weights, inputs = material.weights[run.recipe.backbone], images
+            if run.recipe.freeze_backbone:
+                frozen = start_training(run.recipe, 1, weights).model
+                is_cut = run.recipe.random_crops
+                seen = CentreOf(images, run.recipe.image_size) if is_cut else images
+                inputs = compute_features(frozen, seen, rows)
+            result = train_run(
+                run, inputs, torch.tensor(material.targets),
+                material.num_classes, weights, RunFiles(folder),
+                lambda row, key=run.key: on_event({"epoch": row, "key": key}),
+            )  # fmt: skip
+            on_event({"finished": run.key, "result": result})
+        return []
+
+    monkeypatch.setattr(connection, "connect", lambda _: nullcontext())
+    monkeypatch.setattr(parallel, "plan_parallel_runs", lambda *_: (None, 1))
+    monkeypatch.setattr(parallel, "train_runs", train_runs)
+    return done
 
 
 def ok(accuracy):

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from toys import save_toy
 
 import iqa_ray
 from iqa_ray import cli
 from iqa_ray.cluster import connection
 from iqa_ray.distortion_types.dataset import CLASSES
 from iqa_ray.distortion_types.model import ModelCard, dump_model
+from iqa_ray.metrics.learnt import MetrifierCard, dump_metrifier
 from iqa_ray.synthetic.dotcodes import make_dataset
 from iqa_ray.training import backbones
 from iqa_ray.training.loop import dump_checkpoint
@@ -29,6 +31,9 @@ USE_RAY = {
     "distortions apply": "--workspace {ws} --model {model}",
     "smooth": "{split} --workspace {empty}",
     "layers": "--workspace {ws} --network {classifier}",
+    "metrify build": "{data} --workspace {ws} --task-networks {toy} --image-size 32",
+    "metrify train": "--workspace {ws}",
+    "metrify evaluate": "--workspace {ws} --model {metrifier}",
     "rescore": "{data} --workspace {ws}",
     "demo": "--workspace {empty}",
 }
@@ -54,6 +59,12 @@ def scored(tmp_path_factory, ray_session) -> Path:
     state = backbones.create("simplenet_norm", len(CLASSES) + 1).state_dict()
     card = ModelCard("simplenet_norm", CLASSES, 64, 1, "softmax")
     (root / "model.safetensors").write_bytes(dump_model(card, state))
+    state = backbones.create("resnet18", 2).state_dict()
+    learnt = MetrifierCard("resnet18", 32, (("", 0),))
+    (root / "metrifier.safetensors").write_bytes(dump_metrifier(learnt, state))
+    build = f"metrify build {root}/data --workspace {root}/ws --task-networks {root}/toy.pt"
+    save_toy(root / "toy.pt")
+    assert cli.main([*build.split(), *"--distortions jpeg --levels 1 --image-size 32".split()]) == 0
     ws = str(root / "ws")
     simplenet = backbones.create("simplenet", 2).state_dict()
     checkpoint = {"state": simplenet, "classes": ["north", "south"], "backbone": "simplenet"}
@@ -78,6 +89,7 @@ def call(capsys, monkeypatch, scored, tmp_path, name: str, arguments: str) -> tu
     places |= {"ws": tmp_path / "ws", "empty": tmp_path / "empty"}
     places |= {"model": scored / "model.safetensors", "classifier": scored / "classifier.pt"}
     places["split"] = scored / "split.csv"
+    places |= {"metrifier": scored / "metrifier.safetensors", "toy": scored / "toy.pt"}
     words = [word.format(**places) for word in arguments.split()]
     code = cli.main([*name.split(), *words, "--address", NOWHERE])
     return code, capsys.readouterr().err

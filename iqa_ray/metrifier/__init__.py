@@ -1,0 +1,1 @@
+"""A metric learnt from a classifier's own errors: `metrify build`, `train` and `evaluate`."""
