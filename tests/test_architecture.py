@@ -23,7 +23,7 @@ ROOMS = [
     ["storage"],
     ["images"],
     ["cluster"],
-    ["distortions", "weights"],
+    ["distortions", "synthetic", "weights"],
     ["training"],
     ["metrics"],
     ["scoring"],
@@ -34,7 +34,6 @@ ROOMS = [
     ["smoothing", "metrifier"],
     ["rescoring"],
     ["report"],
-    ["synthetic"],
 ]
 ORDER = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 # Commands take from every room, and from the commands that they run.

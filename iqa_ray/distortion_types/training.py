@@ -78,21 +78,8 @@ def plan_runs(job: TrainTypesJob, frame: pd.DataFrame, source: ImageSource) -> P
         part: np.flatnonzero(frame["part"] == part) for part in ("train", "validation", "test")
     }
     train_labels = np.asarray(labels, np.int64)[rows["train"]]
-    recipe = Recipe(
-        job.network,
-        weights,
-        job.epochs,
-        crop_size,
-        job.batch_size,
-        job.lr,
-        freeze_backbone=job.network not in FROM_SCRATCH,
-        loss="cross_entropy" if job.outputs == "softmax" else "binary_cross_entropy",
-        class_weights=_weigh(train_labels, classes, job.class_weights),
-        schedule=Cosine(_WARM_UP),
-        severity_weight=_SEVERITY_WEIGHT,
-        random_crops=True,
-        bf16_on_cpu=True,
-    )
+    class_weights = _weigh(train_labels, classes, job.class_weights)
+    recipe = _make_recipe(job, weights, crop_size, class_weights)
     depends_on = [
         TRAINING_VERSION,
         {**recipe.describe(), "weights": hash_content(content) if content else None},
@@ -117,6 +104,27 @@ def plan_runs(job: TrainTypesJob, frame: pd.DataFrame, source: ImageSource) -> P
     )
     card = ModelCard(job.network, classes, crop_size, job.num_crops, job.outputs)
     return Plan(runs, material, card)
+
+
+def _make_recipe(
+    job: TrainTypesJob, weights: str, crop_size: int, class_weights: tuple[float, ...]
+) -> Recipe:
+    """How the networks of a job are trained; the seed is still to come."""
+    return Recipe(
+        job.network,
+        weights,
+        job.epochs,
+        crop_size,
+        job.batch_size,
+        job.lr,
+        freeze_backbone=job.network not in FROM_SCRATCH,
+        loss="cross_entropy" if job.outputs == "softmax" else "binary_cross_entropy",
+        class_weights=class_weights,
+        schedule=Cosine(_WARM_UP),
+        severity_weight=_SEVERITY_WEIGHT,
+        random_crops=True,
+        bf16_on_cpu=True,
+    )
 
 
 def _weigh(
