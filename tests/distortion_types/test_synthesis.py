@@ -13,11 +13,17 @@ from PIL import Image
 
 from iqa_ray.distortion_types.dataset import read_labelled, split_references
 from iqa_ray.distortion_types.settings import PAPER_COUNTS
-from iqa_ray.distortion_types.synthesis import find_made, plan_counts, vary_photograph
+from iqa_ray.distortion_types.synthesis import (
+    find_leaves,
+    find_made,
+    plan_counts,
+    vary_photograph,
+)
 from iqa_ray.distortions import distort, downscale
 from iqa_ray.errors import UsageError
 from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import locate
+from iqa_ray.synthetic.leaves import make_leaves
 
 
 @pytest.fixture
@@ -138,6 +144,20 @@ def test_photographs_to_train_on_are_varied_and_others_are_not(photographs, tmp_
     for name in (*names, "wn/00003.png"):
         other = Path(again.root.path).parent / name
         assert other.read_bytes() == (folders[1] / name).read_bytes()
+
+
+def test_leaves_are_made_once(tmp_path):
+    source = find_leaves(locate(tmp_path), 3, 5)
+    files = sorted(tmp_path.glob("leaves-3-5/*.png"))
+    assert [file.name for file in files] == ["00000.png", "00001.png", "00002.png"]
+    expected = make_leaves(348, np.random.default_rng([5, 1]))
+    np.testing.assert_array_equal(np.asarray(Image.open(files[1])), expected)
+    content = files[1].read_bytes()
+    files[0].write_bytes(b"kept")
+    files[1].unlink()
+    assert find_leaves(locate(tmp_path), 3, 5) == source
+    assert files[0].read_bytes() == b"kept"
+    assert files[1].read_bytes() == content
 
 
 def test_a_making_that_was_cut_short_is_done_again(photographs, tmp_path):

@@ -122,6 +122,15 @@ def test_a_run_without_a_result_ends_as_incomplete(tmp_path, labelled):
         train(tmp_path, labelled, lr=1e30)
 
 
+def test_leaves_are_trained_on_beside_photographs(tmp_path):
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for number in range(6):
+        Image.fromarray(make_texture(number, 64, 64)).save(photographs / f"{number}.png")
+    made = {"synthesise_from": (str(photographs),), "num_images": 70, "mix": "balanced"}
+    assert train(tmp_path, None, **made, num_leaves=3)["num_references"] == 9
+
+
 def test_a_model_is_tested_on_other_images(tmp_path, labelled):
     train(tmp_path, labelled)
     model = tmp_path / "ws/distortion_types/model.safetensors"

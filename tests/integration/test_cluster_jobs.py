@@ -255,7 +255,7 @@ def test_scoring_and_rescoring_are_submitted(running, clone, image_folder, tmp_p
         assert reason in refused.stderr
         assert not ws.exists()
     # for the actors to show whose code they run
-    telemetry = clone / "iqa_ray" / "telemetry.py"
+    telemetry = clone / "iqa_ray" / "scoring" / "telemetry.py"
     telemetry.write_text(telemetry.read_text().replace("iqa_ray_images_scored", "iqa_ray_uploaded"))
 
     (clone / "look.py").write_text(LOOK)
