@@ -9,7 +9,6 @@ import io
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -181,8 +180,7 @@ class _LocalNorm(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         # sums in bf16 would be too coarse beside the 1
-        exact = torch.autocast("cuda", enabled=False) if values.is_cuda else nullcontext()
-        with exact:
+        with torch.autocast(values.device.type, enabled=False):
             values = values.float()
             sums = nn.functional.conv2d(values.square(), self.band)
             root = (1 + self._alpha * sums).sqrt()
