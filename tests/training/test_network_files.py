@@ -54,15 +54,14 @@ def test_a_state_dict_of_torchvision_gets_its_own_normalisation(wrapper):
         torch.testing.assert_close(network.module(IMAGES), expected)
 
 
-def test_an_architecture_has_its_own_size_and_pixels():
-    from torchvision.models import get_model
+def test_an_architecture_has_its_own_size_and_pixels(monkeypatch):
+    from torchvision import models
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = get_model("inception_v3", num_classes=2)
-    assert parse(save(model.state_dict()), "inception_v3").usual_size == 299
-    model = get_model("efficientnet_v2_l", num_classes=2)
-    network = parse(save(model.state_dict()), "efficientnet_v2_l")
+    of_large = models.get_model_weights("efficientnet_v2_l")  # with the weights' own transforms
+    monkeypatch.setattr(models, "get_model_weights", lambda _: of_large)
+    state = models.squeezenet1_1(num_classes=2).state_dict()
+    network = parse(save(state), "squeezenet1_1")
+    assert (network.image_size, network.usual_size) == (None, 480)
     assert torch.equal(network.module.mean.flatten(), torch.tensor([0.5, 0.5, 0.5]))
 
 

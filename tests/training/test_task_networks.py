@@ -24,8 +24,8 @@ def make_source(name, normalise="none", classes=("a", "b"), given_size=None):
     )
 
 
-def load(*given):
-    return load_network(make_source(*given))
+def load(*given, **named):
+    return load_network(make_source(*given, **named))
 
 
 def compute(network, normalised=False, images=IMAGES):
