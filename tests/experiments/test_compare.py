@@ -23,6 +23,7 @@ import iqa_ray
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
+from iqa_ray.experiments.arms import RUNS_SCHEMA
 from iqa_ray.experiments.compare import describe_compare, run_compare
 from iqa_ray.experiments.settings import CompareJob, VaryJob
 from iqa_ray.experiments.splits import find_leaks
@@ -92,7 +93,7 @@ def test_compare(ws, monkeypatch, tmp_path):
     assert (
         pq.read_schema(f"{ws}/comparisons/quality/runs.parquet")
         .remove_metadata()
-        .equals(arms.RUNS_SCHEMA)
+        .equals(RUNS_SCHEMA)
     )
     assert list(zip(runs["arm"], runs["seed"], strict=True)) == [
         (arm, seed) for arm in ("high", "all") for seed in range(5)
