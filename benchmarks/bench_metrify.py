@@ -32,10 +32,11 @@ from iqa_ray.images.source import ImageSource
 from iqa_ray.metrifier.builder import BuildPlan, ShardBuilder, plan_build
 from iqa_ray.metrifier.copies import CopyPlan, make_copies
 from iqa_ray.metrifier.settings import BuildJob
-from iqa_ray.metrifier.task_networks import NetworkSource, load_networks
 from iqa_ray.storage.files import locate
 from iqa_ray.training import backbones
 from iqa_ray.training.loop import dump_checkpoint, full_precision, pick_device
+from iqa_ray.training.network_files import NetworkSource
+from iqa_ray.training.task_networks import load_networks
 
 
 def save_network(file: Path, name: str, classes: list[str], image_size: int) -> None:
@@ -76,7 +77,7 @@ def compare(
     labels = sorted(set(table.column("label").to_pylist()))
     file = folder / "network.pt"
     save_network(file, arguments.backbone, labels, arguments.image_size)
-    sources = [NetworkSource(str(file), "imagenet", tuple(labels))]
+    sources = [NetworkSource(str(file), None, tuple(labels))]
     graded = [(name, level) for name in arguments.distortions for level in arguments.levels]
     copies = CopyPlan(source, arguments.image_size, (("", 0), *graded), 0)
     plan = plan_build(copies, sources, load_networks(sources))

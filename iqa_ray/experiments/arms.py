@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from iqa_ray.cluster import connection
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.experiments.quality import CERTAINTY, plan_arm
 from iqa_ray.experiments.settings import ArmsJob
@@ -31,9 +30,7 @@ from iqa_ray.storage.parquet import record_of
 from iqa_ray.storage.workspace import Workspace
 
 if TYPE_CHECKING:  # PyTorch is for those that train
-    from iqa_ray.training.parallel import RunFailure
     from iqa_ray.training.runs import Run
-    from iqa_ray.training.sharing import Material
 
 RUNS_FILE = "runs.parquet"
 _POOLED = ["content_hash", CERTAINTY]  # what runs need to know of images
@@ -213,7 +210,7 @@ def _train_missing(
     splits: pd.DataFrame,
     candidates: Candidates,
 ) -> pd.DataFrame:
-    from iqa_ray.experiments.live import check_log_dir
+    from iqa_ray.experiments.live import check_log_dir, train_missing
     from iqa_ray.training.backbones import check_backbone, choose_image_size
     from iqa_ray.training.runs import RunFiles
     from iqa_ray.training.sharing import Material
@@ -231,51 +228,24 @@ def _train_missing(
     pool = splits.drop_duplicates("image_id").merge(known, on="image_id", how="left")
     classes, targets = np.unique(pool["label"].to_numpy(str), return_inverse=True)
     runs = _make_runs(job, backbones, splits, pool, candidates, weights, image_size)
-    files = RunFiles(place)
-    if job.restart:
-        for run in runs:
-            files.forget(run)
-    results = {run.key: files.read_result(run) for run in runs}
-    todo = [run for run in runs if results[run.key] is None]
-    failures: list[RunFailure] = []
-    if todo:
-        material = Material(
-            paths=pool["path"].tolist(),
-            content_hashes=pool["content_hash"].tolist(),
-            targets=targets.astype(np.int64),
-            num_classes=len(classes),
-            weights=weights,
-            image_size=image_size,
-            source=candidates.source,
-        )
-        failures = _train(todo, len(runs) - len(todo), material, place, job)
-        results |= {run.key: files.read_result(run) for run in todo}
+    material = Material(
+        paths=pool["path"].tolist(),
+        content_hashes=pool["content_hash"].tolist(),
+        targets=targets.astype(np.int64),
+        num_classes=len(classes),
+        weights=weights,
+        image_size=image_size,
+        source=candidates.source,
+    )
+    failures = train_missing(runs, material, place, job)
     reasons = {failure.run.key: failure.reason for failure in failures}
-    rows = []
+    files, rows = RunFiles(place), []
     for run in runs:
-        result = results[run.key] or {"status": "failed", "error": reasons.get(run.key, "")}
+        result = files.read_result(run) or {"status": "failed", "error": reasons.get(run.key, "")}
         rows.append(
             {"arm": run.arm, "backbone": run.recipe.backbone, "seed": run.recipe.seed, **result}
         )
     return pd.DataFrame(rows, columns=RUNS_SCHEMA.names)
-
-
-def _train(
-    todo: list[Run], num_reused: int, material: Material, place: Location, job: ArmsJob
-) -> list[RunFailure]:
-    from iqa_ray.experiments.live import LiveRuns
-    from iqa_ray.training import parallel
-
-    with connection.connect(job.address):
-        plan = parallel.plan_parallel_runs(job.gpus_per_run, job.cpus_per_run)
-        resources, room = plan
-        before = f", {num_reused} more are finished from before" if num_reused else ""
-        log(
-            f"{len(todo)} runs of {job.epochs} epochs, {min(room, len(todo))} at the same time, "
-            f"each with {resources.num_cpus:g} CPUs and {resources.num_gpus:g} GPUs{before}"
-        )
-        with LiveRuns(todo, num_reused, job.log_dir) as live:
-            return parallel.train_runs(todo, material, place, plan, live)
 
 
 def _make_runs(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iqa_ray.cluster import connection
 from iqa_ray.errors import UsageError
@@ -17,6 +17,9 @@ from iqa_ray.storage.files import Location, check_writable, locate
 from iqa_ray.training.runs import Run, RunFiles
 from iqa_ray.training.settings import ParallelRunsJob
 from iqa_ray.training.sharing import Material
+
+if TYPE_CHECKING:
+    from iqa_ray.training.parallel import RunFailure
 
 
 class LiveRuns:
@@ -189,8 +192,10 @@ def check_log_dir(folder: str) -> None:
 
 def train_missing(
     runs: Sequence[Run], material: Material, folder: Location, job: ParallelRunsJob
-) -> None:
+) -> list[RunFailure]:
     """Do those of `runs` that have no result in `folder`, side by side, and show how they go.
+
+    Returns those given up.
 
     Raises:
         IncompleteError: there is no room for a run, or its images have changed.
@@ -203,10 +208,16 @@ def train_missing(
             files.forget(run)
     todo = [run for run in runs if files.read_result(run) is None]
     if not todo:
-        return
+        return []
+    num_reused = len(runs) - len(todo)
     with connection.connect(job.address):
-        room = parallel.plan_parallel_runs(job.gpus_per_run, job.cpus_per_run)
-        epochs, number = todo[0].recipe.epochs, min(room[1], len(todo))
-        log(f"{len(todo)} runs of {epochs} epochs, {number} at the same time")
-        with LiveRuns(todo, len(runs) - len(todo), job.log_dir) as live:
-            parallel.train_runs(todo, material, folder, room, live)
+        plan = parallel.plan_parallel_runs(job.gpus_per_run, job.cpus_per_run)
+        resources, room = plan
+        before = f", {num_reused} more are finished from before" if num_reused else ""
+        log(
+            f"{len(todo)} runs of {todo[0].recipe.epochs} epochs, {min(room, len(todo))} at the "
+            f"same time, each with {resources.num_cpus:g} CPUs and {resources.num_gpus:g} "
+            f"GPUs{before}"
+        )
+        with LiveRuns(todo, num_reused, job.log_dir) as live:
+            return parallel.train_runs(todo, material, folder, plan, live)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -33,12 +33,11 @@ from iqa_ray.predictions.predictor import model_file
 from iqa_ray.predictions.table import PREDICTIONS_FILE, read_predictions
 from iqa_ray.progress import log
 from iqa_ray.report.layer_figures import draw_layers
-from iqa_ray.storage.files import locate, one_line, read_bytes, write_bytes
+from iqa_ray.storage.files import locate, write_bytes
 from iqa_ray.storage.parquet import record_of
 from iqa_ray.storage.workspace import Workspace
-
-if TYPE_CHECKING:
-    from iqa_ray.training.task_networks import TaskNetwork
+from iqa_ray.training.network_files import NetworkSource
+from iqa_ray.training.task_networks import load_network, read_classes
 
 # What measures depend on in the code: raise it when they change.
 _MEASURES_VERSION = 1
@@ -55,9 +54,9 @@ def run_layers(job: LayersJob) -> dict[str, Any]:
     workspace = Workspace(job.workspace)
     images = workspace.read_table(IMAGES_FILE, "score IMAGES", IMAGES_SCHEMA)
     plan, images = _make_plan(workspace, images, job)
-    network, key = plan.load_network()
+    network = load_network(plan.source)
+    classes, key = list(network.classes), network.content_hash
     source = ImageSource.from_record(record_of(images.schema))
-    classes = _name_classes(network, images, job)
     chosen = _choose_images(images, classes, job)
     workspace.prepare()
     workspace.record_config("layers", job)
@@ -67,7 +66,7 @@ def run_layers(job: LayersJob) -> dict[str, Any]:
     settings = [
         _MEASURES_VERSION,
         key,
-        plan.architecture,
+        plan.source.architecture,
         plan.copies,
         plan.seed,
         source.max_pixels,
@@ -81,7 +80,7 @@ def run_layers(job: LayersJob) -> dict[str, Any]:
     findings = Findings(measured, plan.copies, job.seed)
     table = findings.make_table()
     summary = {
-        "network": plan.network,
+        "network": plan.source.file,
         "num_images": chosen.num_rows,
         "num_batches": batches.num_rows,
         "num_batches_new": num_new,
@@ -92,7 +91,7 @@ def run_layers(job: LayersJob) -> dict[str, Any]:
     }
     summary["paragraph"] = write_paragraph(summary)
     summary["seconds"] = round(time.monotonic() - start_s, 3)
-    record = {"network": plan.network, "key": key, "seed": job.seed}
+    record = {"network": plan.source.file, "key": key, "seed": job.seed}
     workspace.write_frame(LAYERS_FILE, table, LAYERS_SCHEMA, record)
     workspace.write_json(FINDINGS_FILE, summary)
     write_bytes(workspace.location / FIGURE_FILE, draw_layers(table))
@@ -126,7 +125,7 @@ def _make_plan(workspace: Workspace, images: pa.Table, job: LayersJob) -> tuple[
         if name not in DISTORTIONS:
             raise UsageError(f"--distortions {name}: choose from {', '.join(DISTORTIONS)}")
     if job.network is not None:
-        network = job.network
+        file = str(locate(job.network))  # as every node understands it
         is_trained = pc.equal(images.column("split"), "train")
         images = images.filter(pc.invert(pc.fill_null(is_trained, False)))
     else:
@@ -139,36 +138,13 @@ def _make_plan(workspace: Workspace, images: pa.Table, job: LayersJob) -> tuple[
                 f"{workspace} has no predictions of a classifier that was trained here: give "
                 f"--network FILE, or run `iqa-ray predict --backbone NAME --workspace {workspace}`"
             )
-        network = str(workspace.location / model_file(model))
+        file = str(workspace.location / model_file(model))
         images = images.filter(
             pc.is_in(images.column("image_id"), value_set=pa.array(predictions["image_id"]))
         )
     copies = tuple((name, level) for name in job.distortions for level in job.levels)
-    return Plan(network, job.architecture, copies, job.seed), images
-
-
-def _name_classes(network: TaskNetwork, images: pa.Table, job: LayersJob) -> list[str]:
-    """The names of the network's outputs."""
-    if network.classes is not None:
-        return list(network.classes)
-    if job.classes is None:
-        classes = sorted(set(images.column("label").drop_null().to_pylist()))
-        advice = "give the names of its outputs with --classes FILE"
-        where = "the images"
-    else:
-        try:
-            text = read_bytes(locate(job.classes)).decode()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or one_line(error)
-            raise UsageError(f"--classes {job.classes}: {reason}") from None
-        classes = [line.strip() for line in text.splitlines() if line.strip()]
-        advice, where = "it needs a line an output", f"--classes {job.classes}"
-    if len(classes) != network.num_outputs:
-        raise UsageError(
-            f"--network {job.network}: it has {network.num_outputs:,} outputs, and {where} "
-            f"{len(classes):,} classes: {advice}"
-        )
-    return classes
+    classes = read_classes(job.classes, images.column("label").drop_null().to_pylist())
+    return Plan(NetworkSource(file, job.architecture, classes), copies, job.seed), images
 
 
 def _choose_images(images: pa.Table, classes: list[str], job: LayersJob) -> pa.Table:

@@ -25,11 +25,12 @@ from iqa_ray.errors import UsageError
 from iqa_ray.images.decoding import AbsentError, ImageError, hash_content
 from iqa_ray.images.source import ImageSource
 from iqa_ray.layers.distances import SMALLEST_BATCH, Floats
-from iqa_ray.storage.files import locate, one_line, read_bytes
+from iqa_ray.storage.files import one_line
 from iqa_ray.storage.parquet import Fingerprints
 from iqa_ray.storage.workspace import Workspace
+from iqa_ray.training.network_files import NetworkSource
 from iqa_ray.training.pixels import Pixels, cut_square
-from iqa_ray.training.task_networks import TaskNetwork, parse_task_network
+from iqa_ray.training.task_networks import load_network
 
 _BATCH_SCHEMA = pa.schema(
     [
@@ -52,30 +53,14 @@ class Plan:
     """What is measured of every image.
 
     Attributes:
-        network: the file of the classifier.
-        architecture: torchvision's name of it; None for one that was trained here.
+        source: of the classifier.
         copies: distortions with levels, one a distorted copy.
         seed: of noise and of dropout.
     """
 
-    network: str
-    architecture: str | None
+    source: NetworkSource
     copies: tuple[tuple[str, int], ...]
     seed: int
-
-    def load_network(self) -> tuple[TaskNetwork, str]:
-        """The network and its file's hash.
-
-        Raises:
-            UsageError: it cannot be had.
-        """
-        try:
-            data = read_bytes(locate(self.network))
-        except FileNotFoundError:
-            raise UsageError(f"--network {self.network}: there is no such file") from None
-        except OSError as error:
-            raise UsageError(f"--network {self.network}: {one_line(error)}") from None
-        return parse_task_network(data, self.network, self.architecture), hash_content(data)
 
 
 @dataclass(frozen=True)
@@ -143,15 +128,12 @@ class BatchMeasurer:
     ) -> None:
         import torch
 
-        from iqa_ray.training.loop import pick_device
-
         torch.set_num_threads(1)
         self._parts = Workspace(workspace).parts(folder)
-        network, found = plan.load_network()
-        if found != key:
-            raise RuntimeError(f"the file of the network is another one here: {plan.network}")
-        self._module = network.module.to(pick_device())
-        self._image_size = network.image_size
+        network = load_network(plan.source)
+        if network.content_hash != key:
+            raise RuntimeError(f"the file of the network is another one here: {plan.source.file}")
+        self._module, self._image_size = network.module, network.input_size
         self._plan, self._source, self._key = plan, source, key
 
     def __call__(self, shard: Shard) -> int:

@@ -17,12 +17,13 @@ from iqa_ray.cluster.missing import Shard, do_missing
 from iqa_ray.metrifier.copies import CopyPlan, Measured, Problem, measure_copies, to_lists
 from iqa_ray.metrifier.settings import TaskJob
 from iqa_ray.metrifier.targets import Floats, Outcome, judge_outputs
-from iqa_ray.metrifier.task_networks import NetworkSource, TaskNetwork, load_networks
 from iqa_ray.predictions.predictor import name_labels
 from iqa_ray.storage.parquet import Fingerprints
 from iqa_ray.storage.parts import make_fingerprints, mark_missing
 from iqa_ray.storage.workspace import Workspace
+from iqa_ray.training.network_files import NetworkSource
 from iqa_ray.training.pixels import Pixels
+from iqa_ray.training.task_networks import TaskNetwork, load_networks
 
 # A change by which an image would get other rows: raise this so that they are made anew.
 BUILD_VERSION = 1

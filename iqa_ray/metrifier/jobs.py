@@ -106,7 +106,8 @@ def run_build(job: BuildJob) -> dict[str, Any]:
 def _plan_build(job: BuildJob, source: ImageSource, images: pa.Table) -> BuildPlan:
     """The plan of a job, its networks read once, so that what is wrong with them is said now."""
     from iqa_ray.metrifier.builder import plan_build
-    from iqa_ray.metrifier.task_networks import DEFAULT_SIZE, check_labels
+    from iqa_ray.training.network_files import DEFAULT_SIZE
+    from iqa_ray.training.task_networks import check_labels
 
     labels = images.column("label").to_pylist()
     given_size = job.image_size or DEFAULT_SIZE
@@ -130,16 +131,13 @@ def _plan_build(job: BuildJob, source: ImageSource, images: pa.Table) -> BuildPl
 def _load_networks(
     job: TaskJob, names: Sequence[str], labels: Sequence[str], given_size: int
 ) -> tuple[list[Any], list[Any]]:
-    from iqa_ray.metrifier.task_networks import (
-        NetworkSource,
-        load_networks,
-        read_classes,
-        resolve_network,
-    )
+    from iqa_ray.training.network_files import NetworkSource, split_name
+    from iqa_ray.training.task_networks import load_networks, read_classes
 
     classes = read_classes(job.classes, labels)
     sources = [
-        NetworkSource(resolve_network(name), job.normalise, classes, given_size) for name in names
+        NetworkSource(*split_name(name), classes, job.normalise, given_size, "--task-networks")
+        for name in names
     ]
     return sources, load_networks(sources)
 
@@ -340,7 +338,7 @@ def _build_transfer(
 ) -> pd.DataFrame:
     """The rows that other task networks make of the test images."""
     from iqa_ray.metrifier.builder import build_missing, plan_build
-    from iqa_ray.metrifier.task_networks import check_labels
+    from iqa_ray.training.task_networks import check_labels
 
     labels = images.column("label").to_pylist()
     sources, networks = _load_networks(job, job.task_networks, labels, copies.image_size)

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from iqa_ray.config import WorkspaceJob, positional
 from iqa_ray.images.settings import DEFAULT_MAX_PIXELS, LARGEST_MAX_PIXELS, LabelMode
 from iqa_ray.metrics.spec import get_spec
-from iqa_ray.training.settings import ParallelRunsJob
+from iqa_ray.training.settings import Normalise, ParallelRunsJob
 
 # `iqa_ray.distortions.DISTORTIONS`, whose import takes long; a test holds them together
 DistortionName = Literal[
@@ -25,7 +25,6 @@ DistortionName = Literal[
     "contrast_loss",
 ]
 MetrifierBackbone = Literal["resnet18", "simplenet_norm", "efficientnet_lite0"]
-Normalise = Literal["imagenet", "none"]
 
 PRETRAINED = ("efficientnet_lite0",)
 

@@ -44,7 +44,7 @@ def name_labels(images: pa.Table) -> pa.Table:
 def load_model(workspace: Workspace, key: str) -> tuple[Classifier, list[str], int]:
     """The classifier that the workspace keeps, its classes, and its images' pixels a side."""
     from iqa_ray.training import loop
-    from iqa_ray.training.task_networks import build_classifier
+    from iqa_ray.training.network_files import build_classifier
 
     loaded = loop.load_checkpoint(read_bytes(workspace.location / model_file(key)))
     model = build_classifier(loaded)

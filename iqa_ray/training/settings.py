@@ -14,6 +14,7 @@ from iqa_ray.training.recipe import Recipe
 BackboneName = Literal[
     "resnet34", "resnet18", "alexnet", "vgg19", "efficientnet_lite0", "simplenet", "cifarnet"
 ]
+Normalise = Literal["imagenet", "none"]
 
 
 class ParallelRunsJob(WorkspaceJob):

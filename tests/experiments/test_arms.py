@@ -8,10 +8,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
+from trainings import replace_training
 
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.experiments import arms
 from iqa_ray.experiments.arms import RUNS_SCHEMA, note_fitted, read_candidates
 from iqa_ray.experiments.compare import CompareJob, run_compare
 from iqa_ray.experiments.splits import SPLITS_SCHEMA, Splits
@@ -68,13 +68,13 @@ def test_other_tables_under_the_names_of_ours_are_refused(selected):
 def pretend(monkeypatch, result) -> None:
     """Let runs of the arms `high` and `removed-0` fail, the others come to `result` or fail too."""
 
-    def train(todo, num_reused, material, place, job):
+    def train(todo, material, place, plan, on_event):
         for run in todo:
             if result and run.arm not in ("high", "removed-0"):
                 RunFiles(place).write_result(run, result)
         return []
 
-    monkeypatch.setattr(arms, "_train", train)
+    replace_training(monkeypatch, train)
 
 
 @pytest.mark.parametrize(

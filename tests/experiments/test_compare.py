@@ -17,13 +17,13 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet as pq
-from trainings import ok, pretend, without_times
+from trainings import ok, pretend, replace_training, without_times
 
 import iqa_ray
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
 from iqa_ray.errors import IncompleteError, UsageError
-from iqa_ray.experiments import arms
+from iqa_ray.experiments.arms import RUNS_SCHEMA
 from iqa_ray.experiments.compare import describe_compare, run_compare
 from iqa_ray.experiments.settings import CompareJob, VaryJob
 from iqa_ray.experiments.splits import find_leaks
@@ -93,7 +93,7 @@ def test_compare(ws, monkeypatch, tmp_path):
     assert (
         pq.read_schema(f"{ws}/comparisons/quality/runs.parquet")
         .remove_metadata()
-        .equals(arms.RUNS_SCHEMA)
+        .equals(RUNS_SCHEMA)
     )
     assert list(zip(runs["arm"], runs["seed"], strict=True)) == [
         (arm, seed) for arm in ("high", "all") for seed in range(5)
@@ -120,7 +120,7 @@ def test_compare(ws, monkeypatch, tmp_path):
 
     check_splits(ws)
 
-    monkeypatch.setattr(arms, "_train", lambda *_: pytest.fail("trained again"))
+    replace_training(monkeypatch, lambda *_: pytest.fail("trained again"))
     before = read_runs(ws)
     assert compare(ws)["num_runs"] == 10
     assert read_runs(ws) == before
@@ -240,11 +240,11 @@ def test_other_settings_are_other_runs(ws, monkeypatch):
 def test_simplenet_sees_images_of_its_own_size(ws, monkeypatch):
     sizes = []
 
-    def train(todo, num_reused, material, place, job):
+    def train(todo, material, place, plan, on_event):
         sizes.append({material.image_size, *(run.recipe.image_size for run in todo)})
         return [RunFailure(run, "not trained") for run in todo]
 
-    monkeypatch.setattr(arms, "_train", train)
+    replace_training(monkeypatch, train)
     for settings in ({"image_size": None}, {"image_size": 64}):
         with pytest.raises(IncompleteError, match="not trained"):
             compare(ws, backbones=("simplenet",), seeds=(0,), **settings)
@@ -285,7 +285,7 @@ def test_what_no_run_could_use_is_exit_2_before_any_begins(
     files = {name: str(tmp_path / name) for name in ("junk", "empty")}
     Path(files["junk"]).write_bytes(b"junk")
     Path(files["empty"]).touch()
-    monkeypatch.setattr(arms, "_train", lambda *_: pytest.fail("began"))
+    replace_training(monkeypatch, lambda *_: pytest.fail("began"))
     monkeypatch.setattr(RunFiles, "forget", lambda *_: pytest.fail("forgot"))
     given = ["--weights", "none", "--backbones", "resnet18,alexnet", "--restart", *setting]
     command = ["compare", "--workspace", ws, *(word.format(**files) for word in given)]
@@ -371,7 +371,7 @@ def test_images_that_cannot_be_decoded_are_left_out(ws, scored, monkeypatch, cap
 def test_training_is_told_what_each_file_must_hold(ws, scored, tmp_path, monkeypatch):
     """The hashes that the keys of the runs are made of, also those of another test set."""
     materials = []
-    monkeypatch.setattr(arms, "_train", lambda *given: materials.append(given[2]) or [])
+    replace_training(monkeypatch, lambda *given: materials.append(given[1]) or [])
     others = tmp_path / "others"
     make_dataset(others, num_images=20, image_size=64, seed=6)
     with pytest.raises(IncompleteError, match="2 of 2 runs gave no result"):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from trainings import replace_training
 
 from iqa_ray.config import make_job
 from iqa_ray.errors import UsageError
-from iqa_ray.experiments import arms
 from iqa_ray.experiments.arms import read_candidates
 from iqa_ray.experiments.compare import run_compare
 from iqa_ray.experiments.quality import CERTAINTY, add_certainties, plan_arm
@@ -119,11 +119,11 @@ def test_certainty_is_how_often_the_classifier_is_right_at_that_quality(judged):
 def test_runs_have_the_certainties_of_their_images(judged, monkeypatch):
     seen = {}
 
-    def train(todo, num_reused, material, place, job):
+    def train(todo, material, place, plan, on_event):
         seen.update({run.arm: run for run in todo}, paths=material.paths)
         return []
 
-    monkeypatch.setattr(arms, "_train", train)
+    replace_training(monkeypatch, train)
     given = {"workspace": judged.ws, "backbones": ("resnet18",), "weights": "none",
              "image_size": 32, "seeds": (0,)}  # fmt: skip
     with pytest.raises(Exception, match="2 of 2 runs"):

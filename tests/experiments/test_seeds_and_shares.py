@@ -10,11 +10,10 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
-from trainings import ok, pretend
+from trainings import ok, pretend, replace_training
 
 from iqa_ray.cli import main
 from iqa_ray.config import make_job
-from iqa_ray.experiments import arms
 from iqa_ray.experiments import vary as vary_module
 from iqa_ray.experiments.compare import CompareJob, describe_compare, run_compare
 from iqa_ray.experiments.splits import find_leaks
@@ -57,13 +56,13 @@ def trained(monkeypatch):
     """The runs that were trained since it was last cleared; each comes to another accuracy."""
     runs = []
 
-    def train(todo, num_reused, material, place, job):
+    def train(todo, material, place, plan, on_event):
         for run in todo:
             runs.append((run, material))
             RunFiles(place).write_result(run, ok(0.5 + 0.01 * len(runs)))
         return []
 
-    monkeypatch.setattr(arms, "_train", train)
+    replace_training(monkeypatch, train)
     return runs
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from iqa_ray.cluster import connection
-from iqa_ray.experiments import arms
+from iqa_ray.cluster.capacity import Resources
 from iqa_ray.images.decoding import hash_content
 from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import locate
@@ -73,10 +73,17 @@ def train(run, files, on_epoch=lambda row: None, inputs=INPUTS):
     return train_run(run, inputs, TARGETS, 2, None, files, on_epoch)
 
 
+def replace_training(monkeypatch, train_runs):
+    """Let `train_runs` stand for that of `training.parallel`, without Ray."""
+    monkeypatch.setattr(connection, "connect", lambda _: nullcontext())
+    monkeypatch.setattr(parallel, "plan_parallel_runs", lambda *_: (Resources(), 1))
+    monkeypatch.setattr(parallel, "train_runs", train_runs)
+
+
 def pretend(monkeypatch, results):
     """Let runs come to `results`, one after the other, without training."""
 
-    def train(todo, num_reused, material, place, job):
+    def train(todo, material, place, plan, on_event):
         failures = []
         for run, result in zip(todo, results, strict=True):
             if isinstance(result, str):
@@ -85,7 +92,7 @@ def pretend(monkeypatch, results):
                 RunFiles(place).write_result(run, result)
         return failures
 
-    monkeypatch.setattr(arms, "_train", train)
+    replace_training(monkeypatch, train)
 
 
 def train_inline(monkeypatch):
@@ -116,9 +123,7 @@ def train_inline(monkeypatch):
             on_event({"finished": run.key, "result": result})
         return []
 
-    monkeypatch.setattr(connection, "connect", lambda _: nullcontext())
-    monkeypatch.setattr(parallel, "plan_parallel_runs", lambda *_: (None, 1))
-    monkeypatch.setattr(parallel, "train_runs", train_runs)
+    replace_training(monkeypatch, train_runs)
     return done
 
 

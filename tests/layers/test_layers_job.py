@@ -29,7 +29,9 @@ from iqa_ray.storage.files import write_bytes
 from iqa_ray.storage.workspace import Workspace
 from iqa_ray.training import backbones
 from iqa_ray.training.loop import dump_checkpoint
+from iqa_ray.training.network_files import NetworkSource
 from iqa_ray.training.pixels import cut_square
+from iqa_ray.training.task_networks import load_network
 
 COPIES = {"distortions": ("gaussian_blur", "noise"), "levels": (1, 5)}
 
@@ -108,7 +110,7 @@ def test_measures_are_those_of_the_images_distorted_at_full_size(ws, photos):
     from iqa_ray.layers.features import measure_batch
 
     layers(ws, levels=(5,), batch_size=24)
-    network = measurer.Plan(f"{ws}/../network.pt", None, (), 0).load_network()[0]
+    network = load_network(NetworkSource(f"{ws}/../network.pt", None, ()))
     images = [np.asarray(Image.open(file)) for file in sorted(photos.rglob("*.png"))]
     targets = [0] * 12 + [1] * 12
     versions = [
@@ -176,7 +178,7 @@ def lose_clean(ws, photos, without):
     """The mean loss of the photographs, some left out."""
     files = [file for file in sorted(photos.rglob("*.png")) if file.stem not in without]
     pixels = np.stack([cut_square(np.asarray(Image.open(file)), 64) for file in files])
-    network = measurer.Plan(f"{ws}/../network.pt", None, (), 0).load_network()[0]
+    network = load_network(NetworkSource(f"{ws}/../network.pt", None, ()))
     targets = torch.tensor([int(file.parent.name == "b") for file in files])
     with torch.no_grad():
         logits = network.module(torch.from_numpy(pixels).permute(0, 3, 1, 2))
@@ -251,7 +253,7 @@ def test_a_torchvision_network_has_the_classes_of_the_file_or_of_the_labels(ws, 
     assert first["losses"] != second["losses"]
     assert first["depth"] == second["depth"]
     (tmp_path / "classes.txt").write_text("a\n")
-    with pytest.raises(UsageError, match=r"2 outputs, and --classes .* 1 classes"):
+    with pytest.raises(UsageError, match="2 outputs, and there are 1 classes: .* --classes"):
         layers(ws, **given, classes=str(tmp_path / "classes.txt"))
     with pytest.raises(UsageError, match="--classes .*: No such file"):
         layers(ws, **given, classes=str(tmp_path / "none.txt"))
@@ -260,7 +262,7 @@ def test_a_torchvision_network_has_the_classes_of_the_file_or_of_the_labels(ws, 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"network": "none.pt"}, "--network none.pt: there is no such file"),
+        ({"network": "none.pt"}, "--network .*/none.pt: there is no such file"),
         ({"distortions": ("rain",)}, "--distortions rain: choose from gaussian_blur"),
         ({"network": None}, "no predictions of a classifier"),
     ],
