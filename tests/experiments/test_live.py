@@ -52,7 +52,7 @@ def test_a_run_without_a_validation_part_is_shown_as_well(tmp_path, capsys, monk
         live({"started": RUN.key})
         live(event)
         table = live._render()
-    assert "validation accuracy –;" in capsys.readouterr().err
+    assert "validation –;" in capsys.readouterr().err
     assert [list(column.cells) for column in table.columns][5] == ["–"]
 
 

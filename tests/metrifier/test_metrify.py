@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from iqa_ray.config import make_job
 from iqa_ray.distortions import DISTORTIONS, distort
 from iqa_ray.errors import IncompleteError, UsageError
 from iqa_ray.images.decoding import decode_image
-from iqa_ray.metrifier import copies, jobs
+from iqa_ray.metrifier import builder, copies, jobs
 from iqa_ray.metrifier.dataset import DATASET_SCHEMA, read_copy_plan, read_dataset, split_images
 from iqa_ray.metrifier.rating import gather_raters, rate_copies
 from iqa_ray.metrifier.settings import (
@@ -149,9 +150,8 @@ def test_a_second_build_does_nothing_and_a_changed_image_alone_is_done_again(toy
 
 
 def test_a_build_that_is_killed_goes_on_row_for_row(toy, tmp_path_factory, monkeypatch):
-    from iqa_ray.cluster import missing
-
-    monkeypatch.setattr(missing, "_SHARD_SIZE", 8)
+    small = partial(builder.do_missing, shard_size=8)
+    monkeypatch.setattr(builder, "do_missing", small)
     shards = []
 
     def kill(shard):

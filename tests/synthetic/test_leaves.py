@@ -31,10 +31,7 @@ def test_power_falls_with_frequency_as_in_photographs(seed):
     power = np.abs(np.fft.rfft2((luma - luma.mean()) * window)) ** 2
     radius = np.hypot(np.fft.fftfreq(256)[:, None], np.fft.rfftfreq(256)[None])
     edges = np.geomspace(0.02, 0.4, 9)
-    means = [
-        power[(radius >= low) & (radius < high)].mean()
-        for low, high in pairwise(edges)
-    ]
+    means = [power[(radius >= low) & (radius < high)].mean() for low, high in pairwise(edges)]
     slope = np.polyfit(np.log(np.sqrt(edges[:-1] * edges[1:])), np.log(means), 1)[0]
     assert -3 < slope < -1
 
