@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iqa_ray.selection.cutoffs import Cutoff
-from iqa_ray.selection.votes import cast_votes, votes_to_reject
+from iqa_ray.selection.votes import add_looks, cast_votes, votes_to_reject
 
 UP = Cutoff(0.5, "higher_is_better")
 DOWN = Cutoff(0.5, "lower_is_better")
@@ -126,3 +126,11 @@ def test_properties(rows, rule):
     assert not (selection["keep"] & ~lenient).any()
     better = frame.assign(**{name: frame[name] + 0.1 for name in "abc"})
     assert not (selection["keep"] & ~cast_votes(better, cutoffs, rule)["keep"]).any()
+
+
+def test_what_an_image_looks_like_is_added_to_the_reasons_of_rejected_ones():
+    reasons = {"a": "low lapm", "b": "", "c": "low wavs", "d": "no lapm score"}
+    selection = pd.DataFrame({"image_id": list(reasons), "reason": list(reasons.values())})
+    looks = pd.Series({"b": "looks like white noise", "c": "", "a": "looks like gaussian blur"})
+    expected = ["low lapm; looks like gaussian blur", "", "low wavs", "no lapm score"]
+    assert add_looks(selection, looks) == expected

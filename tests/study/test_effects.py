@@ -112,3 +112,9 @@ def test_one_sample_has_no_median():
     assert np.isnan(row["effect"])
     assert np.isnan(row["effect_low"])
     assert row["num_effects"] == 1
+
+
+def test_two_samples_have_a_median():
+    row = summarise([STEPS, 2 * STEPS], [10 * STEPS] * 2)
+    assert row["effect"] == pytest.approx(0.15)
+    assert (row["effect_low"], row["effect_high"]) == pytest.approx((0.1, 0.2))

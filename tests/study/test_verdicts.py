@@ -65,6 +65,16 @@ def test_correlations_by_hand():
     assert found.is_monotone
 
 
+@pytest.mark.parametrize(
+    ("scores", "is_monotone"),
+    [([1, 2, 4], True), ([4, 2, 1], True), ([1, 2, 2], False), ([2, 2, 1], False)],
+)
+def test_a_series_is_monotone_only_where_every_step_is(scores, is_monotone):
+    found = correlate([0, 1, 2], scores)
+    assert found is not None
+    assert found.is_monotone == is_monotone
+
+
 def test_ties_share_their_rank():
     # ranks of y: 1.5 1.5 3 4; Σ(rx−2.5)(ry−2.5) = 4.5, Σ(rx−2.5)² = 5, Σ(ry−2.5)² = 4.5
     found = correlate([0, 1, 2, 3], [1, 1, 2, 3])
