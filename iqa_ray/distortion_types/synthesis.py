@@ -18,7 +18,7 @@ from iqa_ray.distortion_types.dataset import REFERENCE_CLASS
 from iqa_ray.distortion_types.settings import MOTION_BLUR, PAPER_COUNTS, Mix
 from iqa_ray.distortions import distort, downscale
 from iqa_ray.errors import UsageError
-from iqa_ray.images.decoding import ImageError
+from iqa_ray.images.decoding import ImageError, hash_content
 from iqa_ray.images.source import ImageSource
 from iqa_ray.storage.files import Location, is_file, write_bytes
 from iqa_ray.synthetic.leaves import make_leaves
@@ -106,8 +106,8 @@ def synthesise(
     def make(job: tuple[str, int, tuple[ImageSource, str], tuple[str, int]]) -> dict[str, object]:
         label, number, (source, path), (name, level) = job
         file = f"{label}/{number:05}.png"
-        rng = np.random.default_rng([seed, *label.encode(), *path.encode()]) if is_varied else None
-        write_bytes(folder / file, _make_copy(source, path, name, level, seed, rng))
+        varied_for = label if is_varied else None
+        write_bytes(folder / file, _make_copy(source, path, name, level, seed, varied_for))
         return {
             "path": file, "label": label, "reference": path, "distortion": name, "severity": level,
         }  # fmt: skip
@@ -145,15 +145,17 @@ def _make_copy(
     name: str,
     level: int,
     seed: int,
-    varied_by: np.random.Generator | None,
+    varied_for: str | None,
 ) -> bytes:
-    """A distorted copy of a photograph, as a PNG file."""
+    """A distorted copy of a photograph, as a PNG file; varied first where its class is given."""
     try:
-        pixels = source.decode(source.read(path))
+        data = source.read(path)
+        pixels = source.decode(data)
     except ImageError as error:
         raise UsageError(f"--synthesise-from: {path}: {error}") from None
-    if varied_by is not None:
-        pixels = vary_photograph(pixels, varied_by)
+    if varied_for is not None:
+        place = int(hash_content(data), 16)
+        pixels = vary_photograph(pixels, np.random.default_rng([seed, *varied_for.encode(), place]))
     if name:
         pixels = distort(pixels, name, level=level, rng=seed)
     return _to_png(pixels)
