@@ -180,7 +180,8 @@ class _LocalNorm(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         # sums in bf16 would be too coarse beside the 1
-        with torch.autocast(values.device.type, enabled=False):
+        kind = values.device.type
+        with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):
             values = values.float()
             sums = nn.functional.conv2d(values.square(), self.band)
             root = (1 + self._alpha * sums).sqrt()

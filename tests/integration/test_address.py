@@ -20,6 +20,7 @@ from iqa_ray.training import backbones
 from iqa_ray.training.loop import dump_checkpoint
 
 NOWHERE = "127.0.0.1:1"
+CONNECT = connection.connect  # as it is before any test replaces it
 USE_RAY = {
     "score": "{data} --workspace {empty}",
     "predict": "--workspace {ws} --backbone simplenet --weights none --split 0.4",
@@ -84,6 +85,7 @@ def scored(tmp_path_factory, ray_session) -> Path:
 def call(capsys, monkeypatch, scored, tmp_path, name: str, arguments: str) -> tuple[int, str]:
     """Exit code and standard error of a command in this process, as if it had no Ray yet."""
     monkeypatch.setattr(connection.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connection, "connect", CONNECT)
     shutil.copytree(scored / "ws", tmp_path / "ws")
     places = {"data": scored / "data", "predictions": scored / "predictions.csv"}
     places |= {"ws": tmp_path / "ws", "empty": tmp_path / "empty"}

@@ -81,7 +81,7 @@ def test_an_absent_file_is_not_done_and_one_that_fails_with_the_same_words_is(
         return np.zeros((32, 32, 3), np.uint8)
 
     monkeypatch.setattr(image_source, "decode_image", decode)
-    monkeypatch.setattr(deep_scorer, "DeepMetric", EvenMetric)
+    monkeypatch.setattr(deep_scorer, "make_network_metric", EvenMetric)
     root = image_folder(4)
     (root / "a/002.jpg").write_bytes(b"odd")
     source = ImageSource(locate(root))

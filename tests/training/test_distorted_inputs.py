@@ -44,10 +44,17 @@ def test_the_loss_of_a_share_is_its_cross_entropy_by_hand():
 
 def test_the_best_epoch_is_that_of_the_least_error_of_a_share():
     row = {"validation_accuracy": 0.3, "validation_loss": 9.0}
-    assert runs._rank_epoch({**row, "validation_error": 0.2}) > runs._rank_epoch(
-        {**row, "validation_accuracy": 0.9, "validation_error": 0.3}
-    )
-    assert runs._rank_epoch({**row, "validation_accuracy": 0.4}) > runs._rank_epoch(row)
+    rank = [
+        runs._rank_epoch({**row, **change}, None, is_last=False)[0]
+        for change in (
+            {"validation_error": 0.2},
+            {"validation_accuracy": 0.9, "validation_error": 0.3},
+            {"validation_accuracy": 0.4},
+            {},
+        )
+    ]
+    assert rank[0] > rank[1]
+    assert rank[2] > rank[3]
 
 
 def test_recipes_without_a_share_have_the_keys_that_they_had():

@@ -30,7 +30,7 @@ from iqa_ray.training.loop import (
 )
 from iqa_ray.training.recipe import Recipe
 from iqa_ray.training.rows import RowPlan
-from iqa_ray.training.runs import RunFiles, train_run
+from iqa_ray.training.runs import Run, RunFiles, train_run
 
 
 @pytest.fixture
@@ -431,9 +431,10 @@ def test_confident_errors_are_measured():
     features = torch.zeros(2, 512)
     features[:, 0] = torch.tensor([60, 50])
     targets, rows = torch.tensor([0, 1]), torch.arange(2)
-    tested = runs_module._test(trainer, features, targets, rows)
+    tested, _ = runs_module._test(trainer, features, targets, rows)
     assert tested == {"accuracy": 0.5, "auc": 1.0}
-    row = runs_module._do_epoch(trainer, 1, features, targets, {"train": rows, "validation": rows})
+    run = Run("key", "all", trainer.recipe, np.arange(2), np.arange(2), np.arange(2))
+    row = runs_module._do_epoch(trainer, 1, features, targets, run, rows)
     assert row["validation_loss"] == pytest.approx(25, rel=1e-6)
     assert row["validation_accuracy"] == 0.5
 
