@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from iqa_ray.cluster import connection
 from iqa_ray.errors import IncompleteError
-from iqa_ray.experiments.live import LiveRuns, check_log_dir
+from iqa_ray.experiments.live import check_log_dir, train_missing
 from iqa_ray.progress import log
 from iqa_ray.report.smoothing_figures import draw_accuracies, draw_confidences, draw_reliability
 from iqa_ray.smoothing.dataset import LabelledSet, draw_parts, read_set
@@ -266,20 +265,10 @@ def _plan_runs(
 def _train_missing(
     workspace: Workspace, job: SmoothJob, bench: Bench, planned: Sequence[_Planned]
 ) -> None:
-    """Do the runs that have no result, side by side."""
-    from iqa_ray.training import parallel
-    from iqa_ray.training.runs import RunFiles
-
-    place = workspace.location / FOLDER
-    files = RunFiles(place)
-    todo = [each.run for each in planned if files.read_result(each.run) is None]
-    if not todo:
-        return
-    with connection.connect(job.address):
-        room = parallel.plan_parallel_runs(job.gpus_per_run, job.cpus_per_run)
-        log(f"{len(todo)} runs of {job.epochs} epochs, {min(room[1], len(todo))} at the same time")
-        with LiveRuns(todo, len(planned) - len(todo), job.log_dir) as live:
-            parallel.train_runs(todo, bench.material, place, room, live)
+    """Do the runs that have no result. What --restart forgets was forgotten before the judge."""
+    runs = [each.run for each in planned]
+    going_on = job.model_copy(update={"restart": False})
+    train_missing(runs, bench.material, workspace.location / FOLDER, going_on)
 
 
 def _read_outputs(workspace: Workspace, planned: _Planned) -> Any:

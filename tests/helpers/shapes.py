@@ -15,6 +15,7 @@ from inline import run_inline
 from pictures import make_texture
 from PIL import Image
 
+from iqa_ray.cluster.capacity import Resources
 from iqa_ray.config import make_job
 from iqa_ray.smoothing import jobs
 from iqa_ray.smoothing.settings import SmoothJob
@@ -70,7 +71,7 @@ def train_inline(on_epoch: Any = lambda run, row: None) -> Iterator[list[str]]:
     with ExitStack() as stack:
         stack.enter_context(run_inline())
         for name, stand_in in (
-            ("plan_parallel_runs", lambda *_: (None, 1)),
+            ("plan_parallel_runs", lambda *_: (Resources(), 1)),
             ("train_runs", train_runs),
         ):
             stack.enter_context(mock.patch.object(parallel, name, stand_in))
